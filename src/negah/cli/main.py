@@ -1,0 +1,137 @@
+"""`negah VERB ...`: finds the verb, lets tyro parse its dataclass, runs it, and turns what goes wrong into one line.
+
+Exit status: 0 done; 1 a bug in negah; 2 something given cannot be used (said in one line); 3 done, but some inputs
+failed (listed in the results); 130 stopped by Ctrl-C; 141 whoever read the output went away.
+
+To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, and a line in VERBS. Nothing heavy may be
+imported at the top of a verb's file: `negah --help` imports all of them and answers in well under a second.
+"""
+
+import difflib
+import errno
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from negah import __version__
+from negah.cli import show
+from negah.cli.scene import Scene
+from negah.cli.doctor import Doctor
+from negah.cli.export import Export
+from negah.cli.probe import ProbeEval, ProbeTrain
+from negah.cli.survey import Survey
+from negah.errors import NegahError
+
+VERBS: dict[str, type[show.Verb]] = {
+    "survey": Survey,
+    "probe train": ProbeTrain,
+    "probe eval": ProbeEval,
+    "export": Export,
+    "scene": Scene,
+    "doctor": Doctor,
+}
+"""What is typed after `negah`, in the order of the help, and the dataclass that parses and runs it."""
+
+EXAMPLES = """\
+  negah survey town.tif --out map            map the panels of a GeoTIFF; open map/report.html
+  negah survey tiles/ --out map --gsd 0.3    a folder of pictures whose pixels are 0.3 m wide
+  negah doctor                               what is installed, what is bundled, what is missing"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file name may hold what the terminal cannot show
+    debug = "--debug" in args
+    name = ""
+    try:
+        if not args or args[0] in ("-h", "--help", "help"):
+            status = print_help()
+        elif args[0] == "--version":
+            print(f"negah {__version__}")
+            status = 0
+        else:
+            name, rest = find_verb(args)
+            status = parse(name, rest).run() if name in VERBS else print_help(under=name)
+        sys.stdout.flush()  # so that a broken pipe shows here and not when Python ends
+        return status
+    except SystemExit as end:  # tyro's, after --help (0) or an argument that it cannot parse (2)
+        return end.code if isinstance(end.code, int) else 1
+    except NegahError as problem:
+        return _fail(2, str(problem), debug)
+    except KeyboardInterrupt:
+        return _fail(130, VERBS[name].IF_INTERRUPTED if name in VERBS else "stopped", debug)
+    except BrokenPipeError:
+        # Whoever read stdout is gone (`negah ... | head`). Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as problem:
+        return _fail(2, describe(problem), debug)
+    except Exception as problem:
+        if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, for a GPU
+            return _fail(2, f"out of memory ({problem}); use smaller inputs or batches, or a larger machine", debug)
+        message = f"{type(problem).__name__}: {problem}"
+        return _fail(1, f"{message} (this is a bug in negah, run with --debug and please report what it prints)", debug)
+
+
+def find_verb(args: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the words after `negah` into the verb's name and its arguments.
+
+    A word that only begins verbs of two words (`negah probe`), alone or before --help, is returned as it is.
+    """
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if name in VERBS:
+            return name, list(args[words:])
+    family = [name for name in VERBS if name.startswith(args[0] + " ")]
+    if family and (len(args) == 1 or args[1] in ("-h", "--help")):
+        return args[0], []
+    typed = " ".join(args[:2]) if family else args[0]
+    near = difflib.get_close_matches(typed, VERBS, n=1)
+    hint = f"did you mean `negah {near[0]}`?" if near else f"the verbs are {', '.join(family or VERBS)}"
+    raise NegahError(f"there is no verb `{typed}`; {hint}")
+
+
+def parse(name: str, args: Sequence[str]) -> show.Verb:
+    """The verb's dataclass filled from its arguments; on --help or a wrong argument tyro prints and exits (0 or 2)."""
+    import tyro
+
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    description = inspect.getdoc(VERBS[name]) or ""
+    return tyro.cli(VERBS[name], prog=f"negah {name}", args=args, description=description, config=config)
+
+
+def print_help(under: str = "") -> int:
+    """Print the page of all verbs, or of those that begin with the word `under`; the exit status is 0."""
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(under)}
+    width = max(map(len, verbs))
+    lines = [f"  {name:<{width}}   {(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in verbs.items()]
+    print(f"usage: negah {under + ' ' if under else ''}VERB [ARGUMENTS]\n")
+    if not under:
+        print("negah, a gaze: find solar panels in aerial imagery, and say how large they are.\n")
+    print("verbs")
+    print("\n".join(lines))
+    if not under:
+        print(f"\nexamples\n{EXAMPLES}")
+    print(f"\n`negah {under + ' ' if under else ''}VERB --help` shows a verb's arguments and an example of its use.")
+    return 0
+
+
+def describe(problem: OSError) -> str:
+    """An operating-system error in one line, with what to do where that is known."""
+    where = f" ({os.fspath(problem.filename)})" if isinstance(problem.filename, str | os.PathLike) else ""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space, or give an --out elsewhere, and run the command again"
+    return f"{problem.strerror or problem}{where}"
+
+
+def _fail(status: int, message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    show.error(message)
+    return status

@@ -1,0 +1,50 @@
+"""`negah scene`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from negah.cli import show
+
+
+@dataclass
+class Scene(show.Verb):
+    """Draw a town as a GeoTIFF in which every panel is known, to try the survey on.
+
+    Beside PATH come the truth as a raster (PATH_mask.tif: the fraction of each pixel that is panel) and as polygons
+    with areas in m2 (PATH_panels.gpkg). The same seed draws the same town.
+
+    Example:
+        negah scene town.tif
+        negah scene big.tif --size-px 20000 --gsd 0.15 --seed 7
+    """
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """GeoTIFF to write."""
+    size_px: Annotated[int, tyro.conf.arg(metavar="PX")] = 2000
+    """Side of the square picture in pixels."""
+    gsd: Annotated[float, tyro.conf.arg(metavar="M")] = 0.3
+    """Side of a pixel on the ground in metres."""
+    seed: int = 0
+    """Which town to draw."""
+
+    def run(self) -> int:
+        from negah.runs.scene import draw
+
+        drawn = draw(self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed)
+        if self.json:
+            show.as_json(drawn)
+            return 0
+        show.table(
+            [
+                ("picture", drawn.image),
+                ("truth, raster", drawn.mask),
+                ("truth, polygons", drawn.panels),
+                ("side", f"{drawn.size_px:,} px = {drawn.size_px * drawn.gsd_m:,.0f} m"),
+                ("panels", f"{drawn.count:,} installations, {drawn.plan_area_m2:,.0f} m² seen from above"),
+            ],
+            title="A generated town",
+        )
+        return 0

@@ -1,0 +1,150 @@
+"""What every verb shares: the two switches all of them have, and how they print.
+
+stdout carries the result only (a table for people, one JSON object with --json), so that it can be piped; progress,
+warnings and errors go to stderr. Text that came from outside (file names, CRS names) is printed as it is: rich's markup
+is off, and control characters, which could rewrite a terminal, are made visible.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+
+class Paper(Console):
+    """A rich console that prints texts as they are and leaves it to main what a broken pipe means."""
+
+    def __init__(self, stream: Any):
+        # Without a terminal lines are not wrapped: whoever reads them by program wants a row on a line.
+        width = None if stream.isatty() else 200
+        super().__init__(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would end the program here, with status 1."""
+        raise BrokenPipeError
+
+
+@dataclass(kw_only=True)
+class Verb:
+    """A verb of the command line: its fields are the arguments (parsed by tyro), its docstring is the help.
+
+    The first line of the docstring is the line in `negah --help`; the rest says more and shows an example. Importing a
+    verb's file must stay cheap (no torch, no rasterio at the top), because `negah --help` imports all of them.
+    """
+
+    IF_INTERRUPTED: ClassVar[str] = "stopped"
+    """What Ctrl-C leaves the user with, in a line: what is kept, and how to continue."""
+
+    json: bool = False
+    """Print one JSON object for machines instead of tables."""
+    debug: bool = False
+    """Show the whole traceback of an error."""
+
+    def run(self) -> int:
+        """Do it and return the exit status: 0 all done, 3 some inputs failed; raise NegahError for what must stop."""
+        raise NotImplementedError
+
+
+def stdout() -> Console:
+    """A console for results."""
+    return Paper(sys.stdout)
+
+
+def stderr() -> Console:
+    """A console for what is not the result."""
+    return Paper(sys.stderr)
+
+
+class Rate(TextColumn):
+    """Steps per second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        """The text of one bar."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+def progress(*, quiet: bool = False) -> Progress:
+    """A progress bar on stderr with count, rate and time left; silent where stderr is not a terminal.
+
+    Use: `with progress() as bar: task = bar.add_task("windows", total=n); bar.advance(task, 16)`.
+    """
+    console = stderr()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
+    return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+
+
+def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), title: str = "") -> None:
+    """Print rows on stdout; a column whose cells are all numbers is set flush right."""
+    body = [list(row) for row in rows]
+    width = max([len(header), *map(len, body)], default=0)
+    out = Table(
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=bool(header),
+        show_edge=False,
+        pad_edge=False,
+    )
+    for i in range(width):
+        cells = [row[i] for row in body if i < len(row)]
+        right = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
+        out.add_column(header[i] if i < len(header) else "", justify="right" if right else "left", overflow="fold")
+    for row in body:
+        out.add_row(*(Text(printable(cell)) for cell in row))
+    stdout().print(out)
+    print()
+
+
+def as_json(value: object) -> None:
+    """Print one value as JSON on stdout: dataclasses become objects, paths text, NaN and infinity null (JSON has none)."""
+    print(json.dumps(_plain(value), indent=2, ensure_ascii=False), flush=True)
+
+
+def error(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"negah: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def warning(message: str) -> None:
+    """Print one line on stderr, marked as a warning."""
+    print(f"negah: warning: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def printable(value: object) -> str:
+    """Text on one line that cannot steer a terminal: line breaks become spaces, control characters their escapes."""
+    text = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str | Path):
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a numpy or torch scalar
+        return _plain(value.item())
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)

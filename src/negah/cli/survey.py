@@ -1,0 +1,102 @@
+"""`negah survey`: map the solar panels of aerial images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional, arg
+
+from negah.cli import show
+
+
+@dataclass(kw_only=True)
+class Survey(show.Verb):
+    """Map the solar panels of aerial images: where, how many square metres, how many kilowatts.
+
+    Reads GeoTIFF, COG, VRT, PNG and JPEG files, folders and zip or tar archives of them, and COG URLs. Writes panels
+    (GeoParquet, GeoPackage, GeoJSON), a heat map, tables and a report into one folder. A survey that was stopped
+    continues where it was when the same command is given again.
+
+    Exit status 3: done, but some inputs could not be read (see failures.csv).
+
+    Example:
+        negah survey town.tif --out map
+        negah survey tiles/ --out map --gsd 0.3 --json > map.json
+        negah survey town.tif --aoi quarter.geojson --parcels parcels.gpkg --overlap 0.25
+    """
+
+    IF_INTERRUPTED: ClassVar[str] = (
+        "stopped; what is finished is kept in the output folder: give the same command again to continue"
+    )
+
+    paths: Positional[tuple[str, ...]]
+    """Images, folders, archives or URLs."""
+    out: Path | None = None
+    """Folder for the results (default: negah-survey- and the name of the first PATH)."""
+    model: Annotated[str, arg(metavar="NAME")] = "negah/aerial-tiny"
+    """Detector: a bundled name or a .safetensors file."""
+    backbone: Annotated[str | None, arg(metavar="NAME")] = None
+    """Use this backbone (a name or a file, such as facebook/dinov2-with-registers-small) with --head, not --model."""
+    head: Path | None = None
+    """Head trained on --backbone by `negah probe train`."""
+    gsd: Annotated[float | None, arg(metavar="M")] = None
+    """Metres per pixel, for images that do not say."""
+    overlap: Annotated[float, arg(metavar="F")] = 0.0
+    """Overlap of neighbouring windows, as a share of their side, from 0 to below 0.9."""
+    threshold: Annotated[float | None, arg(metavar="P")] = None
+    """Probability from which a window counts as having panels (default: the model's own)."""
+    aoi: Path | None = None
+    """Polygons (GeoJSON, GeoPackage, GeoParquet) outside of which nothing is looked at."""
+    parcels: Path | None = None
+    """Polygons to sum the results up by."""
+    m2_per_kw: Annotated[float, arg(metavar="M2")] = 7.29
+    """Panel area of one kilowatt: the median of 17,365 installations; newer modules need less."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the model; auto takes bfloat16 where the hardware is fast at it."""
+    engine: Literal["local"] = "local"
+    """Where it runs: on this machine."""
+    overwrite: bool = False
+    """Discard an earlier survey in the output folder instead of continuing it."""
+
+    def run(self) -> int:
+        """Survey, then print the totals and where the report is."""
+        from negah.errors import InputError
+        from negah.runs.survey import Options, compute_device, detector_of, summary_dict, survey, totals
+
+        if not self.paths:
+            raise InputError("nothing to survey: give an image, a folder, an archive or a URL")
+        out = self.out or Path(f"negah-survey-{default_name(self.paths[0])}")
+        detector = detector_of(self.model, backbone=self.backbone, head=self.head).to(compute_device())
+        options = Options(
+            gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
+            m2_per_kw=self.m2_per_kw, precision=self.precision, overwrite=self.overwrite,
+        )  # fmt: skip
+        with show.progress(quiet=self.json) as bar:
+            tasks = {}
+
+            def progress(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=total)
+                    bar.reset(tasks[stage], total=total, completed=done)  # continued: the rate is that of this run
+                bar.update(tasks[stage], completed=done)
+
+            summary = survey(self.paths, out, [detector], options, progress=progress)
+        if self.json:
+            show.as_json(summary_dict(summary))
+        else:
+            show.table(
+                [(label, *value.partition("\n")[::2]) for label, value in totals(summary).items()],
+                title="Solar panels",
+            )
+            for failure in summary.failures[:10]:
+                show.warning(f"{failure.source}: {failure.reason}")
+            if len(summary.failures) > 10:
+                show.warning(f"{len(summary.failures) - 10} more failed: see {out / 'failures.csv'}")
+            show.stdout().print(f"report: {summary.report}")
+        return 0 if summary.complete else 3
+
+
+def default_name(path: str) -> str:
+    """The name of the output folder for a file, folder or URL: its last part without what follows the first dot."""
+    last = path.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
+    return (Path(last).resolve().name if last in ("", ".", "..") else last).lstrip(".").split(".")[0] or "images"

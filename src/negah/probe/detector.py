@@ -1,0 +1,126 @@
+"""The detector: a backbone, its attentive head, and what must be known to use them on the ground.
+
+One file holds all of it: tensors under `backbone.` and `head.`, and in the safetensors metadata, under the key
+"negah", a json object with the backbone's and the head's constructor arguments and the `DetectorInfo`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Num
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from negah.errors import WeightsError
+from negah.nn.vit import ViT
+from negah.probe.attentive import AttentiveHead, Reading
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What a detector was made for.
+
+    gsd_m: ground sampling distance (metres per pixel) that it was trained at; images are resampled to it.
+    gsd_range_m: native distances between which it was trained or tested; outside it a survey warns.
+    window_px: side of the square window that it was trained on, in pixels of `gsd_m`.
+    threshold: probability from which a window counts as having panels.
+    area_ratio: factors on an area estimate between which 90 % of the held-out true areas lay.
+    """
+
+    name: str
+    version: str = "1"
+    gsd_m: float = 0.3
+    gsd_range_m: tuple[float, float] = (0.1, 0.6)
+    window_px: int = 104
+    threshold: float = 0.5
+    area_ratio: tuple[float, float] = (0.5, 2.0)
+
+
+class Detector(nn.Module):
+    """Images to `Reading`: probability, attention and evidence of panels."""
+
+    def __init__(self, backbone: ViT, head: AttentiveHead, info: DetectorInfo):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.info = info
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return self.backbone.patch
+
+    def forward(self, images: Num[Tensor, "batch 3 h w"]) -> Reading:
+        """Images as uint8 or float in [0, 1] at `info.gsd_m`; h and w multiples of the patch."""
+        return self.head(self.backbone.tokens(images))
+
+    @classmethod
+    def random(cls, *, seed: int = 0, dim: int = 32, depth: int = 1, patch: int = 8, window_px: int = 104) -> "Detector":
+        """A detector of random weights in the true layout: for tests and dry runs; its readings mean nothing."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            side = window_px // patch
+            backbone = ViT(patch=patch, dim=dim, depth=depth, heads=max(1, dim // 32), grid=(side, side))
+            head = AttentiveHead(dim, heads=max(1, dim // 32))
+            nn.init.normal_(head.classifier.weight, std=1.0)  # so that readings differ between images
+        return cls(backbone, head, DetectorInfo(name="random", window_px=window_px)).eval()
+
+
+def save(detector: Detector, path: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a detector as one safetensors file; `dtype` of the stored tensors (fp16 halves the file)."""
+    head = detector.head
+    meta = {
+        "backbone": detector.backbone.config,
+        "head": {"dim": head.dim, "heads": head.heads, "mlp_ratio": head.mlp_ratio},
+        "info": asdict(detector.info),
+    }
+    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in detector.state_dict().items()}
+    save_file(tensors, str(path), metadata={"negah": json.dumps(meta, sort_keys=True)})
+
+
+def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Detector:
+    """A detector from a file, or a bundled one by name ("negah/aerial-tiny"), in eval mode and fp32.
+
+    Raises WeightsError when there is no such file, it is not a detector, or a key is missing, unexpected or misshapen.
+    """
+    path = detector_path(name_or_path)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("negah", "null"))
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:  # safetensors raises its own, undocumented kinds
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}): give a file written by negah") from error
+    if not isinstance(meta, dict) or not {"backbone", "head", "info"} <= meta.keys():
+        raise WeightsError(f"{path} holds no detector (no 'negah' metadata): give a file written by `negah probe train`")
+    info = meta["info"]
+    info = DetectorInfo(**{**info, "gsd_range_m": tuple(info["gsd_range_m"]), "area_ratio": tuple(info["area_ratio"])})
+    head = meta["head"]
+    detector = Detector(
+        ViT(**{**meta["backbone"], "grid": tuple(meta["backbone"]["grid"])}),
+        AttentiveHead(head["dim"], heads=head["heads"], mlp_ratio=head["mlp_ratio"]),
+        info,
+    )
+    try:
+        detector.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit its own description: {' '.join(str(error).split())}") from error
+    return detector.eval().to(device)
+
+
+def detector_path(name_or_path: str | Path) -> Path:
+    """Where a detector's file lies; bundled names start with "negah/"."""
+    text = str(name_or_path)
+    if text.startswith("negah/"):
+        bundled = Path(__file__).parent.parent / "weights" / "bundled"
+        path = bundled / f"{text.removeprefix('negah/')}.safetensors"
+        if not path.is_file():
+            names = ", ".join(sorted(f"negah/{p.stem}" for p in bundled.glob("*.safetensors"))) or "none"
+            raise WeightsError(f"there is no bundled model {text}: bundled are {names}")
+        return path
+    path = Path(text)
+    if not path.is_file():
+        raise WeightsError(f"no model file at {path}: give a .safetensors file or a bundled name like negah/aerial-tiny")
+    return path

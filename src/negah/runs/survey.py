@@ -1,0 +1,571 @@
+"""`negah survey`: sources, detector, ledger, map, files and report, put together.
+
+What the windows' figures depend on (inputs, model, arguments, versions) is the ledger's fingerprint; a folder with
+another one is refused, not mixed.  What only the files depend on (parcels, m2 per kW) may change between two runs: the
+files are assembled anew from the ledger at the end of every run.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import geopandas
+import numpy as np
+import rasterio
+import torch
+from jaxtyping import UInt8
+from numpy import ndarray
+from safetensors import safe_open
+
+from negah import __version__, probe, weights
+from negah.errors import InputError, NegahError, OutputError, WeightsError
+from negah.images.raster import Raster
+from negah.images.sources import Source, find_sources
+from negah.images.windows import Box
+from negah.nn.vit import ViT
+from negah.probe.attentive import AttentiveHead
+from negah.probe.detector import Detector, DetectorInfo
+from negah.solar.ledger import FILE as LEDGER
+from negah.solar.ledger import Input, Ledger, Window
+from negah.solar.merge import LEVEL, Strip, components, strips
+from negah.solar.outputs import (
+    NAMES, Added, Assembly, Heatmap, Panels, discard, heatmap_names, read_heat, write_failures, write_json,
+    write_panels, write_parcels, write_tiles,
+)  # fmt: skip
+from negah.solar.plan import Failure, Plan, PlannedSource, make_plan
+from negah.solar.regions import join, read_polygons, read_region
+from negah.solar.report import Find, Overview, Report, write_report
+from negah.solar.survey import Measure, fast_bf16, score
+
+M2_PER_KW = 7.29
+"""Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
+
+GDAL_CACHE_MB = 128  # GDAL's own default, 5 % of the memory, would let memory grow with the raster on a large machine
+MAPS = 12  # overviews in the report: each reads its source once more
+MAP_PIXELS = 1400  # along an overview's longer side
+HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
+FINDS = 24  # windows in each half of the report's gallery
+SAMPLE = 50_000  # most values behind a histogram
+LISTED = 20  # most notes of one kind
+
+Precision = Literal["auto", "fp32", "bf16"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of a survey.
+
+    gsd: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
+    threshold: probability from which a window has panels; None takes the model's own.
+    aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: panel area of one kW.
+    precision: "auto" takes bfloat16 where the hardware multiplies it natively.
+    overwrite: discard what an earlier survey left in the folder.
+    """
+
+    gsd: float | None = None
+    overlap: float = 0.0
+    threshold: float | None = None
+    aoi: Path | None = None
+    parcels: Path | None = None
+    m2_per_kw: float = M2_PER_KW
+    precision: Precision = "auto"
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a survey found.  Areas in m2; area_low and area_high apply the model's area ratio to the total."""
+
+    out: Path
+    report: Path
+    sources: int
+    failed_sources: int
+    windows: dict[str, int]  # by status
+    windows_with_panels: int
+    panels: int
+    area_m2: float
+    area_low: float
+    area_high: float
+    kw: float
+    surveyed_km2: float
+    threshold: float
+    continued: bool  # some windows were in the ledger already
+    seconds: float  # spent on the windows, over all the runs that it took
+    windows_per_s: float
+    notes: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input was read."""
+        return not self.failures
+
+
+def survey(
+    paths: Sequence[str],
+    out: Path,
+    detectors: Sequence[Detector],
+    options: Options,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+) -> Summary:
+    """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
+
+    detectors: one, or several of one patch and window whose footprints are averaged.
+    progress: called with a stage ("windows", "map") and how far it is.
+
+    Raises InputError when nothing can be surveyed, OutputError when `out` holds another survey or cannot be written.
+    A single bad input is not an error: it is in the summary's failures.
+    """
+    detector = _same_kind(detectors)
+    info, device = detector.info, next(detector.parameters()).device
+    threshold = info.threshold if options.threshold is None else options.threshold
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
+    if not options.m2_per_kw > 0:
+        raise InputError(f"--m2-per-kw must be a positive area, not {options.m2_per_kw:g}")
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    bf16 = fast_bf16(device) if options.precision == "auto" else options.precision == "bf16"
+    batch = 32 if device.type == "cpu" else 256
+    threads = max(2, min(8, os.cpu_count() or 2))
+    region = read_region(options.aoi) if options.aoi else None
+    parcels = read_polygons(options.parcels, option="--parcels") if options.parcels else None
+    sources = [source for source in find_sources(paths) if not _lies_in(source, out)]
+    if not sources:
+        raise InputError(f"nothing to survey: all images found lie in the output folder {out}")
+    fingerprint = {
+        "negah": __version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "precision": "bf16" if bf16 else "fp32",
+        "batch": batch,
+        "model": " + ".join(f"{d.info.name} {fingerprint_of(d)[:12]}" for d in detectors),
+        "gsd": options.gsd,
+        "overlap": options.overlap,
+        "threshold": threshold,
+        "aoi": hashlib.sha256(options.aoi.read_bytes()).hexdigest()[:12] if options.aoi else None,
+    }
+
+    with ExitStack() as stack:
+        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB))
+        _prepare_folder(out, overwrite=options.overwrite)
+        inputs = [_input(source) for source in sources]
+        # The plan comes before the ledger: a survey that cannot begin must leave no trace.
+        plan = None
+        if not (out / LEDGER).exists():
+            plan = _plan(sources, detector, options, region, threads)
+        _make_folder(out)
+        ledger = stack.enter_context(Ledger(out))
+        if ledger.begun:
+            if what := ledger.difference(fingerprint, inputs):
+                raise OutputError(
+                    f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it"
+                )
+            plan = ledger.plan()
+        else:
+            plan = plan or _plan(sources, detector, options, region, threads)
+            ledger.begin(fingerprint, inputs, plan)
+        done = ledger.finished
+        score(
+            plan, sources, detectors, ledger, Measure(threshold, info.area_ratio), patch=detector.patch, batch=batch,
+            region=region, threads=threads, device=device, bf16=bf16,
+            progress=lambda done, total: progress("windows", done, total),
+        )  # fmt: skip
+
+        with Assembly(out) as assembly:
+            with assembly.file("tiles.csv") as path:
+                write_tiles(path, ledger, plan)
+            failures = ledger.failures()
+            with assembly.file("failures.csv") as path:
+                write_failures(path, failures)
+            made = _map(plan, ledger, assembly, options, info.area_ratio, region, progress)
+            on_earth, in_pixels = made.panels.frames()
+            write_panels(assembly, on_earth, in_pixels)
+            notes = _notes(plan, info.area_ratio, options, made)
+            if parcels is not None:
+                if on_earth is None:
+                    raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
+                write_parcels(assembly, join(parcels, on_earth))
+            frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
+            areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
+            total = float(areas.sum())
+            seconds = ledger.seconds
+            summary = Summary(
+                out=out, report=out / "report.html", sources=len(sources),
+                failed_sources=len(plan.failures), windows=ledger.counts(), windows_with_panels=ledger.found(threshold),
+                panels=len(areas), area_m2=total, area_low=total * info.area_ratio[0],
+                area_high=total * info.area_ratio[1], kw=total / options.m2_per_kw, surveyed_km2=made.surveyed_m2 / 1e6,
+                threshold=threshold, continued=done > 0, seconds=seconds,
+                windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
+            )  # fmt: skip
+            provenance = {
+                "model": fingerprint["model"],
+                "negah": __version__,
+                "figures in": fingerprint["precision"],
+                "window": f"{info.window_px} px of {info.gsd_m:g} m, overlap {options.overlap:g}",
+                "threshold": f"{threshold:g}",
+                "m2 per kW": f"{options.m2_per_kw:g}",
+                "made": f"{started:%Y-%m-%d %H:%M} UTC",
+            }
+            report = Report(
+                title=f"Solar panels: {_title(paths)}",
+                totals=totals(summary),
+                threshold=threshold,
+                overviews=_overviews(plan, sources, assembly, made, progress),
+                most_certain=_finds(plan, sources, ledger.most_certain(threshold, FINDS)),
+                least_certain=_finds(plan, sources, ledger.least_certain(threshold, FINDS)),
+                areas_m2=areas[:: -(-len(areas) // SAMPLE) or 1].tolist(),
+                probabilities=ledger.probabilities(SAMPLE),
+                failures=[(f.source, f.reason) for f in failures],
+                not_looked_at=_not_looked_at(summary),
+                notes=notes,
+                provenance=provenance,
+            )
+            with assembly.file("report.html") as path:
+                write_report(report, path)
+            with assembly.file("run.json") as path:
+                write_json(path, {
+                    "negah": __version__,
+                    "verb": "survey",
+                    "started": started.isoformat(timespec="seconds"),
+                    "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    "seconds": {"windows": round(seconds, 3), "this run": round(time.monotonic() - clock, 3)},
+                    "arguments": {"paths": list(paths), "out": str(out), **_plain(asdict(options))},
+                    "fingerprint": fingerprint,
+                    "seeds": {},  # a survey draws no random numbers
+                    "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
+                    "versions": versions(),
+                    "hardware": hardware(device),
+                    "totals": summary_dict(summary),
+                })  # fmt: skip
+    return summary
+
+
+def detector_of(model: str, *, backbone: str | None = None, head: Path | None = None) -> Detector:
+    """The detector that a user asks for: by name or file, or a backbone and a head that was trained on it.
+
+    Raises InputError on half a pair, WeightsError on weights that are missing or do not fit.
+    """
+    if backbone is None and head is None:
+        return probe.load(model)
+    if backbone is None or head is None:
+        raise InputError("--backbone and --head belong together: give both, or neither to use --model")
+    return with_head(weights.load(backbone), head)
+
+
+def with_head(backbone: ViT, path: Path) -> Detector:
+    """A backbone under the head (and with the info) of a detector's file, whose own backbone is not looked at."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("negah", "null"))
+            names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118 (not a dict)
+            state = {name.removeprefix("head."): file.get_tensor(name).float() for name in names}
+    except Exception as error:  # safetensors raises its own, undocumented kinds
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}): give one by `negah probe`") from error
+    if not isinstance(meta, dict) or not {"head", "info"} <= meta.keys() or not state:
+        raise WeightsError(f"{path} holds no head: give a file written by `negah probe train`")
+    shape, info = meta["head"], meta["info"]
+    if shape["dim"] != backbone.dim:
+        raise WeightsError(
+            f"{path} is a head for tokens {shape['dim']} wide, and this backbone's are {backbone.dim} wide: give the "
+            "backbone that it was trained on"
+        )
+    head = AttentiveHead(shape["dim"], heads=shape["heads"], mlp_ratio=shape["mlp_ratio"])
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit its own description: {' '.join(str(error).split())}") from error
+    ranges = {name: tuple(info[name]) for name in ("gsd_range_m", "area_ratio")}
+    return Detector(backbone, head, DetectorInfo(**{**info, **ranges})).eval()
+
+
+def compute_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def totals(summary: Summary) -> dict[str, str]:
+    """The headline figures, for people, in their order."""
+    s = summary
+    looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
+    return {
+        "panels": f"{s.panels:,}",
+        "panel area": f"{s.area_m2:,.0f} m²\n{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate, not calibrated)",
+        "power": f"{s.kw:,.0f} kW",
+        "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
+        "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
+        "images": f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part",
+    }
+
+
+def summary_dict(summary: Summary) -> dict:
+    """The summary as plain values, for machines."""
+    return {"status": "complete" if summary.complete else "some inputs failed", **_plain(asdict(summary))}
+
+
+def fingerprint_of(detector: Detector) -> str:
+    """SHA-256 of a detector's weights and info."""
+    digest = hashlib.sha256(json.dumps(asdict(detector.info), sort_keys=True).encode())
+    for name, tensor in sorted(detector.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Releases of what the figures and files come from."""
+    names = ("torch", "torchvision", "numpy", "rasterio", "pyproj", "shapely", "geopandas", "pyogrio", "pyarrow", "scipy")
+    found = {name: metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **found}
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """What it ran on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "system": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "cores": os.cpu_count() or 0,
+        "torch threads": torch.get_num_threads(),
+    }
+
+
+class _Made(NamedTuple):
+    """The map of all sources: panels, what the report draws of them, the ground that was looked at."""
+
+    panels: Panels
+    added: dict[int, Added]  # by position of the source
+    heatmaps: dict[int, str]
+    surveyed_m2: float
+
+
+def _map(
+    plan: Plan, ledger: Ledger, assembly: Assembly, options: Options, area_ratio: tuple[float, float], region, progress
+) -> _Made:
+    panels = Panels(plan, m2_per_kw=options.m2_per_kw, area_ratio=area_ratio)
+    names = heatmap_names(plan)
+    added: dict[int, Added] = {}
+    surveyed = 0.0
+    for count, source in enumerate(plan.sources):
+        progress("map", count, len(plan.sources))
+        windows = ledger.windows(source.first, source.first + len(source.layout))
+        pieces = strips(source.layout, windows)
+        if source.position in names:
+            with assembly.file(names[source.position]) as path:
+                heatmap = Heatmap(path, source)
+                surveyed += _add(panels, added, source, heatmap.through(pieces), region)
+                heatmap.close()
+        else:
+            surveyed += _add(panels, added, source, pieces, region)
+    progress("map", len(plan.sources), len(plan.sources))
+    return _Made(panels, added, names, surveyed)
+
+
+def _add(panels: Panels, added: dict[int, Added], source: PlannedSource, pieces: Iterator[Strip], region) -> float:
+    """Add a source's panels; returns the ground that was looked at, in m2."""
+    ground = 0.0
+
+    def measured() -> Iterator[Strip]:
+        nonlocal ground
+        x, y = source.layout.x, source.layout.y
+        widths, heights = np.diff(x.cell_edges), np.diff(y.cell_edges)
+        for piece in pieces:
+            rows = slice(piece.row, piece.row + len(piece.fraction))
+            pixel = source.ground.pixel_m2(x.cell_centres, np.full(len(widths), y.cell_centres[rows].mean()))
+            seen = (~np.isnan(piece.fraction)).T.astype(float) @ heights[rows]
+            ground += float((seen * widths * pixel).sum())
+            yield piece
+
+    found = list(components(measured(), level=LEVEL))
+    if found:
+        clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
+        new = panels.add(source, found, [component.outline(source.layout) for component in found], clip)
+        if len(source.layout) > 1 or source.first == 0:
+            added[source.position] = new
+    return ground
+
+
+def _plan(sources: Sequence[Source], detector: Detector, options: Options, region, threads: int) -> Plan:
+    return make_plan(
+        sources, detector.info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
+        threads=threads,
+    )  # fmt: skip
+
+
+def _same_kind(detectors: Sequence[Detector]) -> Detector:
+    if not detectors:
+        raise InputError("a survey needs at least one detector")
+    kinds = {(d.patch, d.info.window_px, d.info.gsd_m) for d in detectors}
+    if len(kinds) > 1:
+        raise InputError("detectors that are averaged must have the same patch, window and ground sampling distance")
+    if any(d.training for d in detectors):
+        raise InputError("a detector is in training mode: call .eval() on it first")
+    return detectors[0]
+
+
+def _prepare_folder(out: Path, *, overwrite: bool) -> None:
+    """Make sure that `out` may be written to; nothing is created yet."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"--out {out} is a file: give a folder")
+    if overwrite and out.is_dir():
+        discard(out)
+    if out.is_dir() and not (out / LEDGER).exists():
+        if taken := [name for name in NAMES if (out / name).exists()]:
+            raise OutputError(
+                f"{out} already holds {taken[0]}, and no survey to continue: choose another --out, or --overwrite"
+            )
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from error
+
+
+def _overviews(
+    plan: Plan, sources: Sequence[Source], assembly: Assembly, made: _Made, progress: Progress
+) -> list[Overview]:
+    """Maps of the sources with most panels."""
+
+    def area(source: PlannedSource) -> float:
+        return float(sum(made.added[source.position].area_m2)) if source.position in made.added else 0.0
+
+    shown = [s for s in plan.sources if s.position in made.heatmaps]
+    shown = sorted(shown, key=lambda s: (-area(s), s.position))[:MAPS]
+    overviews = []
+    for count, source in enumerate(sorted(shown, key=lambda s: s.position)):
+        progress("report", count, len(shown))
+        try:
+            with sources[source.position].open() as raster:
+                image = overview_image(raster, longest=MAP_PIXELS)
+        except (NegahError, OSError):
+            continue  # it is among the failures already, or it went away since it was scored
+        scale = image.shape[1] / source.width, image.shape[0] / source.height
+        panels = made.added.get(source.position, Added([], np.zeros(0), np.zeros(0)))
+        outlines, labels = [], []
+        for shape, m2, probability in zip(*panels, strict=True):
+            for polygon in getattr(shape, "geoms", [shape]):
+                outlines.append(np.asarray(polygon.exterior.coords)[:-1, :2] * scale)
+                labels.append(f"{m2:,.0f} m², probability {probability:.2f}")
+        overviews.append(Overview(
+            name=source.name,
+            image=image,
+            heat=read_heat(assembly.corner / made.heatmaps[source.position], band=2, longest=HEAT_CELLS),
+            outlines=outlines,
+            labels=labels,
+            metres_per_px=source.gsd_m / scale[0],
+        ))  # fmt: skip
+    return overviews
+
+
+def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
+    """A whole raster made small, read in bands so that memory does not grow with it."""
+    shrink = max(1.0, max(raster.width, raster.height) / longest)
+    height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
+    image = np.zeros((height, width, 3), np.uint8)
+    step = 64
+    for top in range(0, height, step):
+        end = min(top + step, height)
+        first, last = round(top * raster.height / height), round(end * raster.height / height)
+        rgb, valid = raster.read(Box(0, first, raster.width, last - first), (end - top, width))
+        image[top:end] = np.where(valid[..., None], rgb, 255)
+    return image
+
+
+def _finds(plan: Plan, sources: Sequence[Source], windows: list[Window]) -> list[Find]:
+    planned = {s.position: s for s in plan.sources}
+    finds = []
+    for window in windows:
+        source = planned[window.source]
+        box = source.layout.box(window.id - source.first)
+        try:
+            with sources[source.position].open() as raster:
+                rgb, _ = raster.read(box, source.layout.shape)
+        except (NegahError, OSError):
+            continue  # the gallery is a courtesy; the window's figures are in tiles.csv
+        cells = source.layout.y.cells, source.layout.x.cells
+        place = "" if len(source.layout) == 1 else f", column {box.col}, row {box.row}"
+        finds.append(Find(
+            image=rgb,
+            fraction=window.fractions(cells[0] * cells[1]).reshape(cells),
+            caption=f"{source.name}{place}: {window.area_m2:,.1f} m²",
+            probability=float(window.probability or 0),
+        ))  # fmt: skip
+    return finds
+
+
+def _not_looked_at(summary: Summary) -> list[str]:
+    texts = {
+        "nodata": "windows hold no data",
+        "failed": "windows could not be read",
+        "outside-aoi": "windows lie outside the area of interest",
+    }
+    return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
+
+
+def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: _Made) -> list[str]:
+    low, high = area_ratio
+    notes = [
+        "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: nine in "
+        f"ten true areas are expected between {low:g} and {high:g} times the figure given.",
+        "The total's range applies the same factors to the sum, as if all errors went the same way.",
+        f"A panel is a group of touching cells, each at least {LEVEL:.0%} panel; areas of windows in tiles.csv count "
+        "all cells of the window, those of overlapping windows more than once.",
+        f"Power is area divided by {options.m2_per_kw:g} m² per kW.",
+    ]
+    crs = {source.crs for source in plan.sources}
+    bare = sum(source.crs is None for source in plan.sources)
+    if bare:
+        what = "No image has" if crs == {None} else f"{bare:,} of the images have not"
+        notes.append(
+            f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file is "
+            "made of them."
+        )
+    if len(crs - {None}) > 1:
+        notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")
+    if options.aoi:
+        notes.append("Panels are cut off at the area of interest; windows that reach over its edge are given whole.")
+    if len(made.heatmaps) > MAPS:
+        notes.append(f"Maps of the {MAPS} images with most panels are shown; those of all others are in heatmaps/.")
+    said = [note for source in plan.sources for note in source.notes]
+    notes += said[:LISTED]
+    if len(said) > LISTED:
+        notes.append(f"... and {len(said) - LISTED:,} more notes of this kind; tiles.csv gives every window's status.")
+    return notes
+
+
+def _input(source: Source) -> Input:
+    """How a source looks from outside, to notice when it is exchanged."""
+    path = source.path
+    if path is None:
+        return Input(source.name, -1, -1)
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return Input(source.name, -1, -1)
+    return Input(source.name, stat.st_size, stat.st_mtime_ns)
+
+
+def _lies_in(source: Source, out: Path) -> bool:
+    return source.path is not None and out.resolve() in Path(source.path).resolve().parents
+
+
+def _title(paths: Sequence[str]) -> str:
+    first = Path(paths[0]).name or str(paths[0])
+    return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
+
+
+def _plain(values: dict) -> dict:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

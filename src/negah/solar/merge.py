@@ -1,0 +1,175 @@
+"""From windows to a map: cells of the whole raster, and panels as connected cells.
+
+A cell is the mean over the windows that cover its centre, each sampled at the patch that holds the centre.  Panels are
+connected cells (touching at a side or a corner) of at least LEVEL.  Both are made strip by strip, in the order in which
+the windows come from the ledger: a strip is as high as a row of windows, a panel that goes on in the next strip stays
+open until it ends, so a panel on a seam is one panel, and memory is one strip plus the open panels, however high the
+raster.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import rasterio.features
+import shapely
+from affine import Affine
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
+
+from negah.solar.ledger import Window
+from negah.solar.plan import Layout
+
+LEVEL = 0.3  # panel fraction from which a cell belongs to a panel
+CORNERS_TOUCH = np.ones((3, 3), int)
+
+
+class Strip(NamedTuple):
+    """Rows of cells, finished.  NaN where no window says anything (nodata, failed, outside the area of interest)."""
+
+    row: int  # of the first
+    fraction: Float[ndarray, "row col"]  # panel fraction of each cell
+    probability: Float[ndarray, "row col"]  # mean over the windows that cover the cell
+    peak: Float[ndarray, "row col"]  # highest probability among them
+
+
+@dataclass
+class Component:
+    """A panel: its cells row by row."""
+
+    rows: Int[ndarray, " cell"]
+    cols: Int[ndarray, " cell"]
+    fraction: Float[ndarray, " cell"]
+    probability: float
+
+    def area_px(self, layout: Layout) -> float:
+        """Panel area in square source pixels: fraction times the part of each cell inside the raster, summed."""
+        width, height = np.diff(layout.x.cell_edges), np.diff(layout.y.cell_edges)
+        return float((self.fraction.astype(float) * width[self.cols] * height[self.rows]).sum())
+
+    def outline(self, layout: Layout) -> BaseGeometry:
+        """The cells' outline in source pixels; several polygons where cells touch at a corner only."""
+        top, left = int(self.rows.min()), int(self.cols.min())
+        mask = np.zeros((int(self.rows.max()) - top + 1, int(self.cols.max()) - left + 1), np.uint8)
+        mask[self.rows - top, self.cols - left] = 1
+        w, h = layout.x.cell, layout.y.cell
+        to_pixels = Affine(w, 0, left * w, 0, h, top * h)
+        shapes = rasterio.features.shapes(mask, mask=mask.astype(bool), connectivity=4, transform=to_pixels)
+        parts = [shapely.geometry.shape(geometry) for geometry, _ in shapes]
+        outline = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
+        if (top + mask.shape[0]) * layout.y.cell > layout.y.size or (left + mask.shape[1]) * layout.x.cell > layout.x.size:
+            outline = shapely.intersection(outline, shapely.box(0, 0, layout.x.size, layout.y.size))
+        return outline
+
+
+def strips(layout: Layout, windows: Iterable[Window]) -> Iterator[Strip]:
+    """The cells of a whole source, from its windows in order (as `Ledger.windows` gives them)."""
+    shape = layout.y.cells, layout.x.cells
+    width, across = layout.x.cell_count, len(layout.x.starts)
+    base, held = 0, np.zeros((4, 0, width), np.float32)  # sums of fraction, probability; highest probability; count
+    todo = iter(windows)
+    for band, (first, end, patch_y) in enumerate(layout.y.cover):
+        held = np.concatenate([held, np.zeros((4, max(0, end - base - held.shape[1]), width), np.float32)], axis=1)
+        rows = held[:, first - base : end - base]
+        for (left, right, patch_x), window in zip(layout.x.cover, (next(todo) for _ in range(across)), strict=True):
+            if window.probability is None:
+                continue
+            part = rows[:, :, left:right]
+            if window.cells is not None:
+                part[0] += window.fractions(shape[0] * shape[1]).reshape(shape)[patch_y[:, None], patch_x]
+            part[1] += window.probability
+            np.maximum(part[2], window.probability, out=part[2])
+            part[3] += 1
+        finished = (layout.y.cover[band + 1][0] if band + 1 < len(layout.y.cover) else end) - base
+        if finished > 0:
+            yield _strip(base, held[:, :finished])
+            base, held = base + finished, held[:, finished:]
+
+
+def components(pieces: Iterable[Strip], *, level: float = LEVEL) -> Iterator[Component]:
+    """Panels in the order in which they end, from strips that follow each other from the first row on."""
+    open_: dict[int, list[Component]] = {}  # by label: parts of panels that touch the last row so far
+    edge = np.zeros(0, np.int64)  # labels of that row, 0 where there is no panel
+    total = 0
+    for piece in pieces:
+        with np.errstate(invalid="ignore"):
+            mask = piece.fraction >= level  # NaN compares as False
+        labels, count = ndimage.label(mask, CORNERS_TOUCH)
+        labels = np.where(labels > 0, labels + total, 0)
+        parent = {label: label for label in [*open_, *range(total + 1, total + count + 1)]}
+        total += count
+        for above, below in _touching(edge, labels[0]):
+            a, b = _root(parent, above), _root(parent, below)
+            parent[max(a, b)] = min(a, b)
+        parts = {**open_, **_parts(piece, labels)}
+        merged: dict[int, list[Component]] = {}
+        for label in sorted(parts):
+            merged.setdefault(_root(parent, label), []).extend(parts[label])
+        edge = np.array([_root(parent, label) if label else 0 for label in labels[-1].tolist()], np.int64)
+        going_on = set(edge.tolist())
+        open_ = {}
+        for label, pieces_of in merged.items():
+            if label in going_on:
+                open_[label] = pieces_of
+            else:
+                yield _join(pieces_of)
+    for parts_left in open_.values():
+        yield _join(parts_left)
+
+
+def _strip(row: int, held: Float[ndarray, "4 row col"]) -> Strip:
+    count = held[3]
+    seen = np.where(count > 0, count, np.nan)
+    return Strip(row, held[0] / seen, held[1] / seen, np.where(count > 0, held[2], np.nan).astype(np.float32))
+
+
+def _touching(edge: Int[ndarray, " before"], row: Int[ndarray, " col"]) -> set[tuple[int, int]]:
+    """Pairs of labels of two rows that touch at a side or a corner."""
+    pairs: set[tuple[int, int]] = set()
+    if not len(edge) or not edge.any() or not row.any():
+        return pairs
+    for above, below in ((edge, row), (edge[1:], row[:-1]), (edge[:-1], row[1:])):
+        both = (above > 0) & (below > 0)
+        pairs.update(zip(above[both].tolist(), below[both].tolist(), strict=True))
+    return pairs
+
+
+def _root(parent: dict[int, int], label: int) -> int:
+    while parent[label] != label:
+        parent[label] = parent[parent[label]]
+        label = parent[label]
+    return label
+
+
+def _parts(piece: Strip, labels: Int[ndarray, "row col"]) -> dict[int, list[Component]]:
+    """The panels of one strip by label."""
+    rows, cols = np.nonzero(labels)
+    if not len(rows):
+        return {}
+    label = labels[rows, cols]
+    order = np.argsort(label, kind="stable")
+    rows, cols, label = rows[order], cols[order], label[order]
+    starts = np.flatnonzero(np.append(True, np.diff(label) != 0))
+    peak = np.maximum.reduceat(piece.peak[rows, cols], starts)
+    ends = np.append(starts[1:], len(label))
+    return {
+        int(label[a]): [
+            Component(
+                (rows[a:b] + piece.row).astype(np.int32), cols[a:b].astype(np.int32),
+                piece.fraction[rows[a:b], cols[a:b]], float(top),
+            )
+        ]
+        for a, b, top in zip(starts, ends, peak, strict=True)
+    }  # fmt: skip
+
+
+def _join(parts: list[Component]) -> Component:
+    if len(parts) == 1:
+        return parts[0]
+    rows, cols = np.concatenate([p.rows for p in parts]), np.concatenate([p.cols for p in parts])
+    order = np.lexsort((cols, rows))
+    fraction = np.concatenate([p.fraction for p in parts])
+    return Component(rows[order], cols[order], fraction[order], max(p.probability for p in parts))

@@ -1,0 +1,369 @@
+"""What a survey will look at, decided before anything is scored: every source, its windows, its cells, its batches.
+
+A window is `info.window_px` pixels of `info.gsd_m` on the ground, whatever the source's own pixels are; it is cut in
+source pixels and resampled to the model's input.  The raster is also divided into cells of one patch each, from its
+upper left corner; without overlap the patches of a window are cells, and where a window is shifted (overlap, the last
+one of a row) a cell takes the patch that holds its centre.
+
+The plan alone decides which windows share a batch, so a survey that was stopped and continued runs the same batches and
+comes to the same numbers, bit for bit.  Windows are numbered through all sources; nothing here lists them, so memory
+does not grow with a raster.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+import shapely
+from affine import Affine
+from jaxtyping import Bool, Float
+from numpy import ndarray
+from shapely.geometry.base import BaseGeometry
+
+from negah.errors import GeoError, InputError, NegahError
+from negah.images.geo import pixel_size_m
+from negah.images.sources import Source
+from negah.images.windows import Box
+from negah.probe.detector import DetectorInfo
+from negah.solar.regions import Region
+
+LATTICE = 9  # points per axis at which the true area of a pixel is computed; between them it is interpolated
+LONGEST_RUN = 4096  # windows in a chunk, however few of them are scored
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a source's windows and cells.
+
+    size: of the raster, in its pixels.  window, stride: of the windows, in the same.  cells: patches along a window.
+    model: pixels of the model's input along a window.
+    """
+
+    size: int
+    window: int
+    stride: int
+    cells: int
+    model: int
+
+    @cached_property
+    def starts(self) -> ndarray:
+        """First pixel of each window; the last window is shifted inward, so that all lie inside."""
+        starts = np.arange(0, max(1, self.size - self.window + self.stride), self.stride)
+        return np.minimum(starts, self.size - self.window)
+
+    @property
+    def cell(self) -> float:
+        """Side of a cell in source pixels."""
+        return self.window / self.cells
+
+    @property
+    def cell_count(self) -> int:
+        """Cells along the raster; the last may reach over its edge."""
+        return math.ceil(self.size / self.cell - 1e-9)
+
+    @cached_property
+    def cell_edges(self) -> Float[ndarray, " edge"]:
+        """Edges of the cells in source pixels, the last cut off at the raster's edge."""
+        return np.minimum(np.arange(self.cell_count + 1) * self.cell, self.size)
+
+    @cached_property
+    def cell_centres(self) -> Float[ndarray, " cell"]:
+        """Centres of the cells (of their part inside the raster)."""
+        return (self.cell_edges[:-1] + self.cell_edges[1:]) / 2
+
+    @cached_property
+    def cover(self) -> list[tuple[int, int, ndarray]]:
+        """For each window: the cells [first, end) whose centres lie in it, and the patch that holds each centre."""
+        covers = []
+        centres = self.cell_centres + 1e-7  # one that lies on a border belongs to what begins there, despite rounding
+        for start in self.starts:
+            first, end = np.searchsorted(centres, (start, start + self.window))
+            patch = ((centres[first:end] - start) / self.cell).astype(int)
+            covers.append((int(first), int(end), np.minimum(patch, self.cells - 1)))
+        return covers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Windows and cells of one source; windows row by row."""
+
+    x: Axis
+    y: Axis
+
+    def __len__(self) -> int:
+        return len(self.x.starts) * len(self.y.starts)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        return self.y.model, self.x.model
+
+    def box(self, index: int) -> Box:
+        """The window in source pixels."""
+        row, col = divmod(index, len(self.x.starts))
+        return Box(int(self.x.starts[col]), int(self.y.starts[row]), self.x.window, self.y.window)
+
+    def boxes(self, first: int, end: int) -> ndarray:
+        """Windows [first, end) as an array [n, 4] of minx, miny, maxx, maxy in source pixels."""
+        row, col = np.divmod(np.arange(first, end), len(self.x.starts))
+        x, y = self.x.starts[col], self.y.starts[row]
+        return np.stack([x, y, x + self.x.window, y + self.y.window], axis=1)
+
+
+@dataclass(frozen=True)
+class Ground:
+    """True area of a pixel in m2 anywhere in a raster: exact on a lattice, bilinear between.
+
+    Over the extent of a raster the scale of a map projection is smooth: on 9 points a 100 km wide Web Mercator raster
+    is interpolated to within 1e-6.
+    """
+
+    cols: list[float]
+    rows: list[float]
+    areas_m2: list[list[float]]  # [rows][cols]
+
+    def pixel_m2(self, cols: Float[ndarray, " n"], rows: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
+        """Area of a pixel at each place."""
+        areas = np.asarray(self.areas_m2)
+        if areas.size == 1:
+            return np.full(len(cols), areas[0, 0])
+        j, u = _between(self.cols, cols)
+        i, v = _between(self.rows, rows)
+        upper = areas[i, j] * (1 - u) + areas[i, j + 1] * u
+        lower = areas[i + 1, j] * (1 - u) + areas[i + 1, j + 1] * u
+        return upper * (1 - v) + lower * v
+
+
+@dataclass(frozen=True)
+class PlannedSource:
+    """One raster that will be surveyed.
+
+    position: among all inputs, failed ones included.  first: number of its first window in the survey.
+    transform: (a, b, c, d, e, f) from pixel to `crs`; both None where the raster has no CRS.
+    """
+
+    position: int
+    name: str
+    width: int
+    height: int
+    crs: str | None
+    transform: tuple[float, ...] | None
+    gsd_m: float
+    in_range: bool
+    layout: Layout
+    ground: Ground
+    first: int
+    notes: tuple[str, ...]
+
+    @property
+    def affine(self) -> Affine:
+        """Pixel to source coordinates; the identity where there is no CRS."""
+        return Affine(*self.transform) if self.crs and self.transform else Affine.identity()
+
+    def as_dict(self) -> dict:
+        """As plain values, for the ledger."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "PlannedSource":
+        """The reverse of `as_dict`."""
+        axes = values["layout"]
+        return cls(**{
+            **values,
+            "layout": Layout(Axis(**axes["x"]), Axis(**axes["y"])),
+            "ground": Ground(**values["ground"]),
+            "transform": tuple(values["transform"]) if values["transform"] else None,
+            "notes": tuple(values["notes"]),
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An input that cannot be surveyed, or windows of it that could not be read.  windows: how many; 0 means all."""
+
+    position: int
+    source: str
+    windows: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a survey will look at, in order, and what it cannot."""
+
+    sources: list[PlannedSource]
+    failures: list[Failure]
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return self.sources[-1].first + len(self.sources[-1].layout) if self.sources else 0
+
+
+class Chunk:
+    """Consecutive windows that are read, scored and committed together; at most one batch of them is scored."""
+
+    def __init__(self, first: int, shape: tuple[int, int]):
+        self.first = first
+        self.shape = shape
+        self.windows: list[tuple[PlannedSource, int, bool]] = []  # source, index in it, whether it is scored
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+def make_plan(
+    sources: Sequence[Source],
+    info: DetectorInfo,
+    *,
+    patch: int,
+    gsd: float | None = None,
+    overlap: float = 0.0,
+    region: Region | None = None,
+    threads: int = 2,
+) -> Plan:
+    """Open every source once and lay out its windows; one that cannot be opened or measured becomes a failure.
+
+    gsd: metres per pixel of rasters that do not say.  overlap: share of a window's side, in [0, 0.9).
+    Raises InputError when no source at all can be surveyed.
+    """
+    if not 0 <= overlap < 0.9:
+        raise InputError(f"--overlap must be at least 0 and below 0.9 of a window's side, not {overlap:g}")
+    if gsd is not None and not 0 < gsd < math.inf:
+        raise InputError(f"--gsd must be a positive number of metres per pixel, not {gsd:g}")
+
+    def attempt(item: tuple[int, Source]) -> PlannedSource | Failure:
+        position, source = item
+        try:
+            return _plan_source(position, source, info, patch=patch, gsd=gsd, overlap=overlap, region=region)
+        except (NegahError, OSError) as error:
+            return Failure(position, source.name, 0, str(error))
+
+    planned, failures, first = [], [], 0
+    with ThreadPoolExecutor(threads) as pool:
+        todo = enumerate(sources)
+        while block := list(islice(todo, 256)):  # not all at once, so that Ctrl-C is answered soon
+            for result in pool.map(attempt, block):
+                if isinstance(result, Failure):
+                    failures.append(result)
+                    continue
+                planned.append(PlannedSource.from_dict({**result.as_dict(), "first": first}))
+                first += len(result.layout)
+    if not planned:
+        more = f" (and {len(failures) - 1} more that fail)" if len(failures) > 1 else ""
+        raise InputError(f"nothing can be surveyed: {failures[0].reason}{more}")
+    return Plan(planned, failures)
+
+
+def chunks(plan: Plan, *, batch: int, region: Region | None = None, start: int = 0) -> Iterator[Chunk]:
+    """The survey's chunks from window `start` on, which must be the first of a chunk.
+
+    The same plan, batch and region give the same chunks wherever one starts.
+    """
+    chunk, scored = Chunk(0, (0, 0)), 0
+    for source in plan.sources:
+        pixels = region.in_pixels(source.crs, source.affine) if region and source.crs else None
+        if source.layout.shape != chunk.shape:
+            if len(chunk) and chunk.first >= start:
+                yield chunk
+            chunk, scored = Chunk(source.first, source.layout.shape), 0
+        for begin in range(0, len(source.layout), LONGEST_RUN):
+            end = min(begin + LONGEST_RUN, len(source.layout))
+            inside = _inside(source.layout.boxes(begin, end), pixels)
+            for index in range(begin, end):
+                look = bool(inside[index - begin])
+                chunk.windows.append((source, index, look))
+                scored += look
+                if scored == batch or len(chunk) == LONGEST_RUN:
+                    if chunk.first >= start:
+                        yield chunk
+                    chunk, scored = Chunk(source.first + index + 1, source.layout.shape), 0
+    if len(chunk) and chunk.first >= start:
+        yield chunk
+
+
+def axis_of(size: int, pixel_m: float, info: DetectorInfo, *, patch: int, overlap: float) -> Axis:
+    """Windows along an axis of `size` pixels that are `pixel_m` metres long.
+
+    A raster shorter than a window gives one window of its own size, whose input is as many patches as it takes.
+    """
+    side = max(1, round(info.window_px * info.gsd_m / pixel_m))
+    if size <= side:
+        patches = math.ceil(size * pixel_m / info.gsd_m / patch - 1e-6)
+        cells = min(max(1, patches), info.window_px // patch)
+        return Axis(size, size, size, cells, cells * patch)
+    cells = info.window_px // patch
+    stride = max(1, round(max(1, round(cells * (1 - overlap))) * side / cells))
+    return Axis(size, side, stride, cells, info.window_px)
+
+
+def _plan_source(
+    position: int,
+    source: Source,
+    info: DetectorInfo,
+    *,
+    patch: int,
+    gsd: float | None,
+    overlap: float,
+    region: Region | None,
+) -> PlannedSource:
+    with source.open() as raster:
+        mean, warnings = raster.gsd_m(gsd)
+        width, height = raster.width, raster.height
+        known = raster.crs is not None and raster.transform is not None
+        if region is not None and not known:
+            raise GeoError(f"{source.name} has no CRS, so polygons cannot be laid over it: leave out --aoi for it")
+        middle = pixel_size_m(raster.crs, raster.transform, width / 2, height / 2) if known else (mean, mean)
+        layout = Layout(
+            axis_of(width, middle[0], info, patch=patch, overlap=overlap),
+            axis_of(height, middle[1], info, patch=patch, overlap=overlap),
+        )
+        if known and len(layout) > 1:
+            ground = _ground(raster.crs, raster.transform, width, height)
+        else:
+            ground = Ground([0.0], [0.0], [[float(middle[0] * middle[1])]])
+        notes = list(warnings)
+        low, high = info.gsd_range_m
+        in_range = low <= mean <= high
+        if not in_range:
+            notes.append(
+                f"{source.name}: its pixels are {mean:.3g} m wide, outside the {low:g} to {high:g} m that "
+                f"{info.name} was made for: its figures may be far off"
+            )
+        return PlannedSource(
+            position=position,
+            name=source.name,
+            width=width,
+            height=height,
+            crs=raster.crs.to_wkt() if known else None,
+            transform=tuple(raster.transform)[:6] if known else None,
+            gsd_m=mean,
+            in_range=in_range,
+            layout=layout,
+            ground=ground,
+            first=0,
+            notes=tuple(notes),
+        )
+
+
+def _ground(crs, transform, width: int, height: int) -> Ground:
+    cols, rows = np.linspace(0, width, LATTICE).tolist(), np.linspace(0, height, LATTICE).tolist()
+    sizes = [[pixel_size_m(crs, transform, col, row) for col in cols] for row in rows]
+    return Ground(cols, rows, [[float(dx * dy) for dx, dy in line] for line in sizes])
+
+
+def _between(points: list[float], at: ndarray) -> tuple[ndarray, ndarray]:
+    """Index of the lattice interval that holds each place, and where in it, in [0, 1]."""
+    grid = np.asarray(points)
+    k = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
+    return k, np.clip((at - grid[k]) / (grid[k + 1] - grid[k]), 0, 1)
+
+
+def _inside(boxes: ndarray, pixels: BaseGeometry | None) -> Bool[ndarray, " n"]:
+    if pixels is None:
+        return np.ones(len(boxes), bool)
+    return shapely.intersects(pixels, shapely.box(*boxes.T.astype(float)))

@@ -1,0 +1,257 @@
+"""The loop of a survey: windows are read ahead by threads, scored batch by batch, and committed to the ledger.
+
+    plan -> chunks -> [read]*threads -> score -> ledger
+
+Only the plan decides what shares a batch, and chunks are committed in order, so the loop can be killed at any moment
+and started again.  Nothing a file contains can end it: what cannot be read is recorded with the reason.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from negah.images.raster import Raster
+from negah.images.sources import Source
+from negah.images.windows import Box
+from negah.probe.attentive import Reading
+from negah.solar.footprint import footprint, mean_footprint
+from negah.solar.ledger import Ledger, Window, pack
+from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
+from negah.solar.regions import Region
+
+Scorer = Callable[[UInt8[Tensor, "batch 3 h w"]], Reading]
+"""Anything with the detector's contract; it is called in inference mode, with images on `device`."""
+
+AHEAD = 3  # chunks that may be read before they are scored: the bound on memory
+PER_TASK = 8  # windows per reading task: enough to hide the queue's cost, few enough to keep the threads even
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How readings become figures.
+
+    threshold: probability from which a window has panels.  area_ratio: factors that bound an area at 90 %.
+    """
+
+    threshold: float
+    area_ratio: tuple[float, float]
+
+
+@dataclass
+class Pixels:
+    """A chunk's windows in memory, in the order of the scored ones."""
+
+    rgb: UInt8[ndarray, "batch h w 3"]
+    valid: dict[int, Float[ndarray, " patch"]]  # share of valid pixels per patch, only where some are not
+    empty: set[int]  # without a valid pixel
+    failed: dict[int, str]  # why it could not be read
+
+
+def score(
+    plan: Plan,
+    sources: Sequence[Source],
+    scorers: Sequence[Scorer],
+    ledger: Ledger,
+    measure: Measure,
+    *,
+    patch: int,
+    batch: int,
+    region: Region | None = None,
+    threads: int = 2,
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Score every window that is not in the ledger yet.
+
+    Args:
+        sources: as given to `make_plan`, failed ones included.
+        scorers: one detector, or several whose footprints are averaged.
+        batch: most windows per batch; part of what makes two runs equal.
+        threads: that read and decode.
+        bf16: run the scorers under bfloat16 autocast.
+        progress: called with (finished, total) windows after every chunk.
+
+    Raises OutputError when the ledger cannot be written.
+    """
+    device = torch.device(device)
+    done = ledger.finished
+    progress(done, plan.windows)
+    with ExitStack() as stack:
+        readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+        began = time.monotonic()
+        for chunk, pixels in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
+            windows, failed = _score_chunk(chunk, pixels, scorers, measure, patch=patch, device=device)
+            now = time.monotonic()
+            ledger.commit(windows, failed, now - began)
+            began = now
+            done += len(chunk)
+            progress(done, plan.windows)
+
+
+def fast_bf16(device: torch.device | str) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere it is emulated, and slower than fp32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # missing before torch.cpu could say: then nothing is known, and fp32 is always right
+    can = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16") or can.get("bf16"))
+
+
+class Readers:
+    """Threads that read windows ahead, each with a raster of its own open."""
+
+    def __init__(self, sources: Sequence[Source], *, patch: int, threads: int):
+        self._sources = sources
+        self._patch = patch
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._local = threading.local()
+        self._open: list[ExitStack] = []
+
+    def __enter__(self) -> "Readers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for stack in self._open:
+            stack.close()
+
+    def read_ahead(self, todo: Iterator[Chunk]) -> Iterator[tuple[Chunk, Pixels]]:
+        """Chunks with their pixels, in order; at most AHEAD of them in memory."""
+        queue: deque[tuple[Chunk, Pixels, list[Future]]] = deque()
+        for chunk in todo:
+            queue.append(self._start(chunk))
+            if len(queue) > AHEAD:
+                yield _finish(*queue.popleft())
+        while queue:
+            yield _finish(*queue.popleft())
+
+    def _start(self, chunk: Chunk) -> tuple[Chunk, Pixels, list[Future]]:
+        looked_at = [(source, index) for source, index, look in chunk.windows if look]
+        pixels = Pixels(np.zeros((len(looked_at), *chunk.shape, 3), np.uint8), {}, set(), {})
+        tasks = [
+            self._pool.submit(self._fill, pixels, first, looked_at[first : first + PER_TASK], chunk.shape)
+            for first in range(0, len(looked_at), PER_TASK)
+        ]
+        return chunk, pixels, tasks
+
+    def _fill(
+        self, pixels: Pixels, first: int, windows: list[tuple[PlannedSource, int]], shape: tuple[int, int]
+    ) -> None:
+        for place, (source, index) in enumerate(windows, first):
+            try:
+                rgb, valid = self._read(source.position, source.layout.box(index), shape)
+            except Exception as error:  # whatever a damaged file makes a decoder raise: the survey goes on
+                self._close_raster()
+                pixels.failed[place] = " ".join(str(error).split()) or type(error).__name__
+                continue
+            pixels.rgb[place] = rgb
+            if not valid.all():
+                pixels.valid[place] = patch_means(valid, self._patch)
+                if not valid.any():
+                    pixels.empty.add(place)
+
+    def _read(self, position: int, box: Box, shape: tuple[int, int]) -> tuple[ndarray, ndarray]:
+        if getattr(self._local, "position", None) != position:
+            self._close_raster()
+            self._local.raster = self._stack().enter_context(self._sources[position].open())
+            self._local.position = position
+        raster: Raster = self._local.raster
+        rgb, valid = raster.read(box, shape)
+        return rgb, valid
+
+    def _stack(self) -> ExitStack:
+        if not hasattr(self._local, "stack"):
+            self._local.stack = ExitStack()
+            self._open.append(self._local.stack)
+        return self._local.stack
+
+    def _close_raster(self) -> None:
+        self._local.position = None
+        self._local.raster = None
+        self._stack().close()
+
+
+def patch_means(valid: Bool[ndarray, "h w"], patch: int) -> Float[ndarray, " patches"]:
+    """Share of valid pixels in each patch, row by row."""
+    h, w = valid.shape
+    means = valid.reshape(h // patch, patch, w // patch, patch).mean(axis=(1, 3), dtype=np.float32)
+    return means.reshape(-1)
+
+
+def _finish(chunk: Chunk, pixels: Pixels, tasks: list[Future]) -> tuple[Chunk, Pixels]:
+    for task in tasks:
+        task.result()
+    return chunk, pixels
+
+
+def _score_chunk(
+    chunk: Chunk, pixels: Pixels, scorers: Sequence[Scorer], measure: Measure, *, patch: int, device: torch.device
+) -> tuple[list[Window], list[tuple[int, str, int, str]]]:
+    """Ledger rows of a chunk: its windows, and what failed."""
+    count = len(pixels.rgb)
+    unusable = pixels.empty | pixels.failed.keys()
+    if len(unusable) < count:
+        # Unusable windows stay in the batch, black: its shape, and so every bit of the others, depends on the plan only.
+        images = torch.from_numpy(pixels.rgb).to(device).permute(0, 3, 1, 2)
+        found = mean_footprint([footprint(scorer(images), threshold=measure.threshold) for scorer in scorers])
+        probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
+        for place, share in pixels.valid.items():
+            fraction[place] *= share
+        for place in np.flatnonzero(~(np.isfinite(probability) & np.isfinite(fraction).all(1))).tolist():
+            pixels.failed.setdefault(place, "the model's reading of this window is not a finite number")
+        cells_m2 = _cell_areas([(s, i) for s, i, look in chunk.windows if look])
+        area = fraction.sum(1, dtype=np.float64) * cells_m2
+    else:
+        probability = area = np.zeros(count)
+        fraction = np.zeros((count, 1), np.float32)
+    low, high = measure.area_ratio
+
+    rows, failed, place = [], [], -1
+    for source, index, look in chunk.windows:
+        number = source.first + index
+        if not look:
+            rows.append(Window(number, source.position, "outside-aoi"))
+            continue
+        place += 1
+        if place in pixels.failed:
+            rows.append(Window(number, source.position, "failed"))
+            failed.append((source.position, source.name, number, pixels.failed[place]))
+        elif place in pixels.empty:
+            rows.append(Window(number, source.position, "nodata"))
+        else:
+            m2 = float(area[place])
+            status = "ok" if source.in_range else "gsd-out-of-range"
+            figures = float(probability[place]), m2, m2 * low, m2 * high
+            rows.append(Window(number, source.position, status, *figures, pack(fraction[place])))
+    return rows, failed
+
+
+def _cell_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " batch"]:
+    """Ground area of a patch of each window, taken at the window's centre."""
+    areas = np.empty(len(windows))
+    start = 0
+    while start < len(windows):
+        source = windows[start][0]
+        end = start
+        while end < len(windows) and windows[end][0] is source:
+            end += 1
+        indices = np.array([index for _, index in windows[start:end]])
+        x, y = source.layout.x, source.layout.y
+        row, col = np.divmod(indices, len(x.starts))
+        pixel = source.ground.pixel_m2(x.starts[col] + x.window / 2, y.starts[row] + y.window / 2)
+        areas[start:end] = pixel * x.cell * y.cell
+        start = end
+    return areas
