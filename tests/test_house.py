@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -62,7 +63,7 @@ def test_bundled_weights_are_small_and_each_has_a_card():
 def test_nothing_that_the_package_needs_is_ignored_by_git():
     # hatchling leaves out what .gitignore names, so a pattern too wide would ship a wheel without its weights.
     patterns = (ROOT / ".gitignore").read_text(encoding="utf-8").split()
-    assert not {"*.safetensors", "*.html", "*.md", "weights/"} & set(patterns)
+    assert not {"*.safetensors", "*.html", "*.js", "*.md", "weights/", "runs/"} & set(patterns)
 
 
 @pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
@@ -197,6 +198,14 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
     text = page.read_text(encoding="utf-8")
     assert text.count("<!-- result: ") == text.count("<!-- /result -->")
     assert hooks.rendered(text) == text, "a figure is not that of benchmarks/results: run `make results`"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_results_say_what_it_takes_to_measure_again(path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result.keys() >= {"claim", "date", "commit", "versions", "hardware", "seeds", "rows", "headline"}
+    assert result["headline"].keys() >= {"value", "unit", "target", "better"}
+    assert result["rows"] and (ROOT / "benchmarks" / f"{path.stem}.py").is_file()
 
 
 def test_the_readme_measures_nothing_outside_markers(hooks):

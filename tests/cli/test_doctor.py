@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from negah.cli.doctor import size
+from negah.cli import show
 from negah.cli.main import main
 from negah.runs import doctor
 
@@ -70,4 +70,4 @@ def test_free_space_is_found_for_a_folder_that_does_not_exist_yet(tmp_path):
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (8_123_456, "8.12 MB"), (3.5e12, "3.5 TB")])
 def test_size(count, text):
-    assert size(int(count)) == text
+    assert show.size(int(count)) == text

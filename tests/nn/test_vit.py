@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_positions_equal_bicubic_written_out(interpolation, rows, columns):
 def test_interpolations_differ_only_away_from_their_own_grid():
     own, other = random_images(1, 3, 24, 24), random_images(1, 3, 32, 16)
     vits = [random_vit(interpolation=name) for name in ("hub", "size", "size-antialias")]
-    for a, b in zip(vits, vits[1:]):
+    for a, b in pairwise(vits):
         assert torch.equal(a(own).patches, b(own).patches)
         assert (a(other).patches - b(other).patches).abs().max() > 1e-4
 

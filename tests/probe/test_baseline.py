@@ -1,6 +1,7 @@
 """Statistics that separate what they should, and ignore what they should."""
 
 import numpy as np
+
 from negah.probe.baseline import image_statistics
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import auc

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+
 from negah.errors import InputError
 from negah.probe.linear import fit_linear, pooled
 from negah.probe.metrics import auc
-from scipy.optimize import minimize
 
 
 def blobs(n: int, d: int = 5, seed: int = 0, shift: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

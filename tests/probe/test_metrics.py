@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics as peer
+from torchmetrics.functional.classification import binary_calibration_error
+
 from negah.errors import InputError
 from negah.probe import metrics
 from negah.probe.metrics import best_threshold, bootstrap_weights, measure
-from sklearn import metrics as peer
-from torchmetrics.functional.classification import binary_calibration_error
 
 
 def sample(n: int, seed: int = 0, *, decimals: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +46,9 @@ def test_figures_equal_scikit_learn(n, seed, decimals):
         if called.any():
             assert metrics.precision(c) == pytest.approx(peer.precision_score(y, called, sample_weight=weights))
         negatives = y == 0
-        assert metrics.false_positive_rate(c) == pytest.approx(np.average(called[negatives], weights=weights[negatives]))
+        assert metrics.false_positive_rate(c) == pytest.approx(
+            np.average(called[negatives], weights=weights[negatives])
+        )
 
 
 def test_calibration_error_equals_torchmetrics():
@@ -68,7 +71,9 @@ def test_weights_count_samples_as_if_they_were_repeated():
     times[:2] = 1
     far_y, far_p = np.repeat(y, times), np.repeat(p, times)
     for figure in (metrics.auc, metrics.average_precision, metrics.calibration_error):
-        assert figure(y, p, np.stack([times, np.ones(40)])) == pytest.approx(np.array([figure(far_y, far_p), figure(y, p)]))
+        assert figure(y, p, np.stack([times, np.ones(40)])) == pytest.approx(
+            np.array([figure(far_y, far_p), figure(y, p)])
+        )
 
 
 def test_a_group_is_drawn_whole():

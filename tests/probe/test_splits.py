@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from negah.errors import InputError
 from negah.probe.splits import folds_of, grouped_folds, location_groups, random_folds
 
@@ -53,15 +54,13 @@ def test_two_location_groups_never_come_nearer_than_the_distance(seed, distance)
     lat, lon = 60 + rng.random(60) * 0.02, 10 + rng.random(60) * 0.04
     group = location_groups(lat, lon, distance_m=distance)
     a, b = np.radians(lat), np.radians(lon)
-    haversine = (
-        np.sin((a[:, None] - a) / 2) ** 2 + np.cos(a[:, None]) * np.cos(a) * np.sin((b[:, None] - b) / 2) ** 2
-    )
+    haversine = np.sin((a[:, None] - a) / 2) ** 2 + np.cos(a[:, None]) * np.cos(a) * np.sin((b[:, None] - b) / 2) ** 2
     metres = 2 * 6_371_008.8 * np.arcsin(np.sqrt(haversine))
     assert metres[group[:, None] != group].min(initial=np.inf) > distance * (1 - 1e-9)
 
 
 def test_a_split_is_never_random_by_silence():
-    with pytest.raises(InputError, match="--group COLUMN.*lat and lon.*--split random"):
+    with pytest.raises(InputError, match=r"--group COLUMN.*lat and lon.*--split random"):
         folds_of([0, 1] * 10)
     assert set(random_folds([0, 1] * 10)) == set(range(5))
 

@@ -14,12 +14,16 @@ from negah.solar.ledger import Window, pack
 from negah.solar.merge import LEVEL, Component, Strip, components, strips
 from negah.solar.plan import Axis, Layout
 
+def axis(size: int, window: int, cells: int, overlap: float) -> Axis:
+    """As a plan makes them: a raster shorter than a window is one window."""
+    if size <= window:
+        return Axis(size, size, size, min(cells, size), 8)
+    return Axis(size, window, max(1, round(window * (1 - overlap))), cells, 8)
+
+
 axes = st.builds(
-    lambda size, window, cells, stride: Axis(
-        size, min(window, size), min(stride, window, size), cells if size >= window else max(1, cells // 2), 8
-    ),
-    st.integers(1, 60), st.integers(4, 20), st.integers(1, 5), st.integers(2, 20),
-)  # fmt: skip
+    axis, st.integers(1, 16), st.integers(5, 10), st.integers(1, 4), st.sampled_from([0.0, 0.25, 0.5, 0.6])
+)
 
 
 def random_windows(layout: Layout, seed: int) -> list[Window]:
@@ -60,7 +64,7 @@ def whole_raster(layout: Layout, windows: list[Window]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(axes, axes, st.integers(0, 1000))
 def test_strips_are_the_whole_raster(x: Axis, y: Axis, seed: int):
     layout = Layout(x, y)
@@ -73,7 +77,7 @@ def test_strips_are_the_whole_raster(x: Axis, y: Axis, seed: int):
         np.testing.assert_allclose(got, expected[k], atol=1e-5)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 10_000), st.floats(0.1, 0.9), st.data())
 def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed: int, share: float, data):
     rng = np.random.default_rng(seed)
@@ -99,8 +103,8 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
 
 
 def test_panel_on_a_seam_of_four_windows_is_one():
-    axis = Axis(size=16, window=8, stride=8, cells=4, model=8)
-    layout = Layout(axis, axis)
+    side = Axis(size=16, window=8, stride=8, cells=4, model=8)
+    layout = Layout(side, side)
     raster = np.zeros((8, 8), np.float32)
     raster[3:5, 3:5] = 0.5
     windows = [
@@ -121,8 +125,8 @@ def test_outline_of_cells_that_touch_at_a_corner_is_valid():
 
 
 def test_outline_and_area_end_at_the_edge_of_the_raster():
-    axis = Axis(size=9, window=8, stride=8, cells=4, model=8)  # five cells, of the last one half is inside
-    layout = Layout(axis, axis)
+    side = Axis(size=9, window=8, stride=8, cells=4, model=8)  # five cells, of the last one half is inside
+    layout = Layout(side, side)
     panel = Component(np.array([4]), np.array([4]), np.array([1.0], np.float32), 1.0)
     assert panel.outline(layout).equals(shapely.box(8, 8, 9, 9))
     assert panel.area_px(layout) == pytest.approx(1.0)

@@ -21,12 +21,12 @@ class Counter(Objective):
         return {"loss": -self.steps}
 
 
-def count(callback, scores: list[float], better_than_none: str = "score"):
+def count(callback, scores: list[float]):
     objective = Counter()
     taken = iter(scores)
     result = fit(
         objective, [0], steps=len(scores), lr=1.0, schedule=constant(), optimizer=torch.optim.SGD,
-        callbacks=[callback], scores={better_than_none: lambda: next(taken)}, score_every=1,
+        callbacks=[callback], scores={"score": lambda: next(taken)}, score_every=1,
     )  # fmt: skip
     return objective.steps.item(), result
 

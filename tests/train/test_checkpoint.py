@@ -1,8 +1,9 @@
 """A run that was stopped, killed or out of disk goes on as if nothing had happened."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -56,14 +57,16 @@ class At(Callback):
             self.do()
 
 
-def train(out: Path | None = None, *, do=None, at: int = 7, **options) -> tuple[Objective, FitResult]:
+def train(out: Path | None = None, *, do=None, at: int = 7, **changes) -> tuple[Objective, FitResult]:
     """13 steps of 2 batches of 4 items; an epoch is 5.5 batches, so every stop is in the middle of one."""
-    objective = options.pop("objective", None) or Dropped()
-    extra = (At(at, do or (lambda: None)),)
-    result = fit(objective, options.pop("source", None) or batches(), **({"steps": 13, "lr": 0.05, "warmup": 3, "out": out,
-        "accumulate": 2, "clip": 1.0, "weight_decay": 0.1, "log_every": 5, "callbacks": extra,
-        "scores": {"norm": lambda: float(objective.model[0].weight.norm())}, "score_every": 4} | options))  # fmt: skip
-    return objective, result
+    objective = changes.pop("objective", None) or Dropped()
+    source = changes.pop("source", None) or batches()
+    options = {
+        "steps": 13, "lr": 0.05, "warmup": 3, "accumulate": 2, "clip": 1.0, "weight_decay": 0.1, "out": out,
+        "callbacks": [At(at, do or (lambda: None))], "log_every": 5, "score_every": 4,
+        "scores": {"norm": lambda: float(objective.model[0].weight.norm())},
+    }  # fmt: skip
+    return objective, fit(objective, source, **(options | changes))
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -119,18 +122,19 @@ def test_a_signal_finishes_the_step_saves_and_leaves(tmp_path, capfd, number, er
     assert same(objective, plain)
 
 
-def kill_while_saving(path: Path) -> None:
-    os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing is renamed
-    checkpoint.save({"step": 2, "weights": torch.zeros(1000)}, path)
+KILLED_WHILE_SAVING = """
+import os, pathlib, signal, sys
+from negah.train import checkpoint
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing is renamed
+checkpoint.save({"step": 2}, pathlib.Path(sys.argv[1]))
+"""
 
 
 def test_kill_9_while_saving_leaves_the_last_one(tmp_path):
     path = tmp_path / "checkpoint.pt"
     checkpoint.save({"step": 1}, path)
-    process = multiprocessing.get_context("spawn").Process(target=kill_while_saving, args=(path,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(path)], timeout=600)
+    assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "checkpoint.pt.partial").exists()  # it did get as far as writing
     assert checkpoint.load(path) == {"step": 1}
     checkpoint.save({"step": 2}, path)

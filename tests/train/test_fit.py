@@ -109,7 +109,9 @@ def test_learning_rate_warms_up_then_follows_the_schedule_and_the_groups_scale()
 
     fit(Watched(), [whole(problem())], steps=6, lr=0.4, warmup=2, schedule=linear(), optimizer=lambda g: SGD(g))
     factors = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    assert seen == [(pytest.approx(i / 6), pytest.approx(0.4 * f), pytest.approx(0.2 * f)) for i, f in enumerate(factors)]
+    assert seen == [
+        (pytest.approx(i / 6), pytest.approx(0.4 * f), pytest.approx(0.2 * f)) for i, f in enumerate(factors)
+    ]
 
 
 def test_weight_decay_follows_its_schedule_where_a_group_has_none():

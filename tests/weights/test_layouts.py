@@ -172,7 +172,8 @@ def test_unknown_wrappers_and_several_backbones_are_refused(tmp_path):
     state = state_in("hub", tmp_path)
     save_file({f"encoder_q.{k}": v for k, v in state.items()}, tmp_path / "a.safetensors")
     assert "under 'encoder_q.', which is not a known wrapper" in error(tmp_path / "a.safetensors")
-    save_file({f"{p}.{k}": v.clone() for k, v in state.items() for p in ("model", "module")}, tmp_path / "b.safetensors")
+    twice = {f"{prefix}.{k}": v.clone() for k, v in state.items() for prefix in ("model", "module")}
+    save_file(twice, tmp_path / "b.safetensors")
     assert "holds several backbones (model., module.)" in error(tmp_path / "b.safetensors")
     save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "c.safetensors")
     message = error(tmp_path / "c.safetensors")

@@ -1,1 +1,1 @@
-"""The command line: one small file per verb, each a dataclass (`negah.cli.show.Verb`) that parses, calls runs, prints."""
+"""The command line: one small file per verb, each a dataclass (`show.Verb`) that parses, calls runs, prints."""

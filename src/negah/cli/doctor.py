@@ -34,20 +34,22 @@ class Doctor(show.Verb):
         )
         show.table(
             [
-                (d.kind, d.name, size(d.memory), "bf16" if d.bf16 else "no bf16", " ".join(d.features))
+                (d.kind, d.name, show.size(d.memory), "bf16" if d.bf16 else "no bf16", " ".join(d.features))
                 for d in found.devices
             ],
             header=("device", "", "memory", "", ""),
             title=f"Devices ({found.threads} CPU cores may be used)",
         )
         show.table(
-            [(b.name, size(b.size), "" if b.card else "without a card") for b in found.bundled]
+            [(b.name, show.size(b.size), "" if b.card else "without a card") for b in found.bundled]
             or [("nothing", "", "")],
             header=("model", "size", ""),
             title="Bundled",
         )
         show.table(
-            [(p.what, p.path, size(p.free)) for p in found.places], header=("", "folder", "free"), title="Disk space"
+            [(p.what, p.path, show.size(p.free)) for p in found.places],
+            header=("", "folder", "free"),
+            title="Disk space",
         )
         if found.extras:
             show.table(
@@ -60,13 +62,3 @@ class Doctor(show.Verb):
         if not found.problems:
             print("All is well: `negah survey` can run here.")
         return 2 if found.problems else 0
-
-
-def size(count: int) -> str:
-    """Bytes in the largest decimal unit that leaves a number of at least one."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.1f} TB"

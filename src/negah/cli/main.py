@@ -3,8 +3,8 @@
 Exit status: 0 done; 1 a bug in negah; 2 something given cannot be used (said in one line); 3 done, but some inputs
 failed (listed in the results); 130 stopped by Ctrl-C; 141 whoever read the output went away.
 
-To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, and a line in VERBS. Nothing heavy may be
-imported at the top of a verb's file: `negah --help` imports all of them and answers in well under a second.
+To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, and a line in VERBS. Nothing heavy may
+be imported at the top of a verb's file: `negah --help` imports all of them and answers in well under a second.
 """
 
 import difflib
@@ -18,10 +18,10 @@ from collections.abc import Sequence
 
 from negah import __version__
 from negah.cli import show
-from negah.cli.scene import Scene
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
 from negah.cli.probe import ProbeEval, ProbeTrain
+from negah.cli.scene import Scene
 from negah.cli.survey import Survey
 from negah.errors import NegahError
 

@@ -110,7 +110,7 @@ def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), title
 
 
 def as_json(value: object) -> None:
-    """Print one value as JSON on stdout: dataclasses become objects, paths text, NaN and infinity null (JSON has none)."""
+    """Print one value as JSON on stdout: dataclasses as objects, NaN and infinity (JSON has none) as null."""
     print(json.dumps(_plain(value), indent=2, ensure_ascii=False), flush=True)
 
 
@@ -130,8 +130,18 @@ def printable(value: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
+def size(count: int) -> str:
+    """Bytes in the largest decimal unit that leaves a number of at least one."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -5,15 +5,20 @@ not 8-bit are stretched between two percentiles of the whole raster, the same fo
 was trained on 8-bit photographs must not see a panel's brightness depend on what else lies in its window.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import rasterio
 from jaxtyping import Bool, UInt8
 from numpy import ndarray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
 from negah.errors import InputError
@@ -22,7 +27,23 @@ from negah.images.windows import Box
 STRETCH = (1.0, 99.0)  # percentiles that become 0 and 255: glints, hot pixels and dark water do not set the contrast
 SAMPLE_PX = 1024  # longest side of the decimated read from which they are taken
 SAMPLE_SPOTS, SPOT_PX = 8, 128  # without overviews: so many squares per axis, of so many pixels
+MAX_BLOCK = 2**29  # bytes of a tile or strip; GDAL takes about twice that to decode it
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+# Settings of GDAL, the reading library below rasterio, while we open and read.
+GDAL = {
+    # MB of decoded blocks that GDAL keeps, for all open rasters together.  Its own default is 5 % of the machine's
+    # memory: 50 GB on a large server, which looks like a leak.  A row of 256 px blocks under a raster 20,000 px wide
+    # takes 15 MB, so with this each block is decoded once however the windows lie across blocks.
+    "GDAL_CACHEMAX": 192,
+    # No listing of a server's folder, no retry without end: a survey must go on to its next source.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_TIMEOUT": 60,
+    "GDAL_HTTP_MAX_RETRY": 3,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+    # A VRT may name Python code to run on its pixels; that is GDAL's default too, and must not depend on a variable.
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+}
 CMYK = (ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black)
 
 
@@ -31,6 +52,47 @@ class Pixels(NamedTuple):
 
     rgb: UInt8[ndarray, "h w 3"]
     valid: Bool[ndarray, "h w"]
+
+
+# Georeference is asked for explicitly, and its absence answered in the raster's own words.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+
+
+def gdal_settings(*, remote: bool = False) -> rasterio.Env:
+    """The context in which GDAL opens files and reads them."""
+    # beside a local file, sidecars (.ovr, .msk, .aux.xml, world files) are looked for; on a server they cost requests
+    settings = GDAL if remote else {k: v for k, v in GDAL.items() if k != "GDAL_DISABLE_READDIR_ON_OPEN"}
+    return rasterio.Env(**settings)
+
+
+@contextmanager
+def open_dataset(
+    source: Path | str | bytes, driver: str | list[str], *, name: str, remote: bool = False
+) -> Iterator[DatasetReader]:
+    """Open a raster with the named drivers of GDAL and no other, from a file, a /vsi name or bytes.
+
+    Raises InputError where GDAL cannot open it, or it can only be read in pieces of more than MAX_BLOCK bytes.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(gdal_settings(remote=remote))
+        try:
+            if isinstance(source, bytes):
+                dataset = stack.enter_context(stack.enter_context(MemoryFile(source)).open(driver=driver))
+            else:
+                dataset = stack.enter_context(rasterio.open(source, driver=driver, sharing=False))
+        except (RasterioError, OSError) as error:
+            raise InputError(f"{name} cannot be opened: {reason(error)}") from None
+        if not dataset.count:
+            raise InputError(f"{name} holds no bands")
+        # one strip may be the whole file, and must then be decoded whole to read a single pixel
+        rows, cols = dataset.block_shapes[0]
+        block = rows * cols * sum(np.dtype(kind).itemsize for kind in dataset.dtypes if kind in np.sctypeDict)
+        if dataset.driver == "GTiff" and block > MAX_BLOCK:
+            raise InputError(
+                f"{name} is stored in pieces of {cols} x {rows} px, too large to read by windows: rewrite it in tiles, "
+                f"e.g. gdal_translate -of COG {name} tiled.tif"
+            )
+        yield dataset
 
 
 class Bands:
@@ -82,9 +144,7 @@ class Bands:
         indexes = [*self._shown, self._alpha] if self._alpha else self._shown
         try:
             values = self._dataset.read(indexes, window=window, out_shape=(len(indexes), *shape), resampling=resampling)
-            mask = (
-                self._dataset.read_masks(self._shown[0], window=window, out_shape=shape) != 0 if self._mask else None
-            )
+            mask = self._dataset.read_masks(self._shown[0], window=window, out_shape=shape) != 0 if self._mask else None
         except RasterioError as error:
             raise InputError(f"{self._name} cannot be read at {box}: {reason(error)}") from None
         valid = np.ones(shape, bool) if mask is None else mask

@@ -20,7 +20,7 @@ from rasterio.crs import CRS
 
 from negah.errors import GeoError
 
-PROBE_M = 100.0  # length over which a pixel is measured: short for the earth, long for the rounding of inverse projections
+PROBE_M = 100.0  # metres over which a pixel is measured: short for the earth, long for an inverse projection's rounding
 TURN = 1e-6  # rotation (radians) that is rounding: it moves the far side of a 20,000 px raster by 0.02 px
 
 
@@ -77,17 +77,18 @@ def _frame(wkt: str) -> _Frame:
     try:
         crs = pyproj.CRS.from_wkt(wkt)
     except CRSError as error:
-        raise GeoError(f"its CRS cannot be understood ({' '.join(str(error).split())[:120]}): give it another") from None
+        text = " ".join(str(error).split())[:120]
+        raise GeoError(f"its CRS cannot be understood ({text}): give it another with gdal_edit.py -a_srs") from None
     crs = _horizontal(crs)
     if crs.ellipsoid is None:
         unit = crs.axis_info[0].unit_conversion_factor if crs.axis_info else 0.0
         if not unit > 0 or crs.axis_info[0].unit_name in ("degree", "radian"):
-            raise GeoError(f"its CRS ({crs.name}) has no unit of length: give the ground size of a pixel with --gsd 0.3")
+            raise GeoError(f"its CRS ({crs.name}) has no unit of length")
         return _Frame(None, None, unit)
     if crs.is_geocentric:
-        raise GeoError(f"its CRS ({crs.name}) is geocentric, not a map: warp it to one, e.g. gdalwarp -t_srs EPSG:32633")
+        raise GeoError(f"its CRS ({crs.name}) is geocentric, not a map: gdalwarp -t_srs EPSG:32633 makes one of it")
     ellipsoid = crs.ellipsoid
-    # A geographic CRS of the same ellipsoid in degrees from Greenwich: the true one may count in grads, or from Paris.
+    # A geographic CRS of the same ellipsoid in degrees: the CRS's own may count in grads.
     shape = f"+a={ellipsoid.semi_major_metre!r} +b={ellipsoid.semi_minor_metre!r}"
     lonlat = pyproj.CRS.from_proj4(f"+proj=longlat {shape} +no_defs")
     geod = pyproj.Geod(a=ellipsoid.semi_major_metre, b=ellipsoid.semi_minor_metre)

@@ -54,6 +54,9 @@ class ViT(nn.Module):
         mean, std: per-channel normalisation of pixels in [0, 1].
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, *, patch: int = 14, dim: int = 384, depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0,
         ffn: FeedForward = "mlp", registers: int = 0, grid: tuple[int, int] = (37, 37),
@@ -113,8 +116,10 @@ class ViT(nn.Module):
         out = self(images)
         return torch.cat([out.cls.unsqueeze(1), out.patches], dim=1)
 
-    def intermediate(self, images: Num[Tensor, "batch 3 h w"], layers: Sequence[int], *, norm: bool = True) -> list[Tokens]:
-        """Tokens after each named block (negative counts from the end), with the final norm applied unless `norm` is False."""
+    def intermediate(
+        self, images: Num[Tensor, "batch 3 h w"], layers: Sequence[int], *, norm: bool = True
+    ) -> list[Tokens]:
+        """Tokens after each named block (negative counts from the end), with the final norm unless `norm` is False."""
         wanted = [self.layer_index(i) for i in layers]
         x, found = self.embed(images), {}
         for i, block in enumerate(self.blocks):

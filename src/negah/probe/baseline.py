@@ -29,7 +29,9 @@ def image_statistics(images: Iterable[UInt8[ndarray, "_ _ 3"]]) -> Float[ndarray
     Needs only one image in memory at a time when given an iterator. Classified by `probe.linear.fit_linear`.
     """
     rows = [_statistics(_resized(image)) for image in images]
-    return torch.stack(rows).numpy() if rows else np.empty((0, len(_statistics(torch.zeros(3, SIDE, SIDE)))), np.float32)
+    return (
+        torch.stack(rows).numpy() if rows else np.empty((0, len(_statistics(torch.zeros(3, SIDE, SIDE)))), np.float32)
+    )
 
 
 def _resized(image: UInt8[ndarray, "h w 3"]) -> Float[Tensor, "3 side side"]:

@@ -65,7 +65,7 @@ def cached_tokens(
 
     backbone: moved to `device` and put in eval mode by the caller. images: all of one size, multiples of the patch.
     `advance` is told how many images were done since it was last told.
-    Raises WeightsError when the features are not finite in half precision, OutputError when the folder cannot be written.
+    Raises WeightsError when features are not finite in half precision, OutputError when the folder cannot be written.
     """
     home = folder / model_key(backbone)
     try:
@@ -82,7 +82,9 @@ def cached_tokens(
         pixels = torch.stack([p for p, _ in waiting.values()]).to(device)
         tokens = backbone.tokens(pixels).half().cpu()
         if not tokens.isfinite().all():
-            raise WeightsError("the backbone's features are not finite in half precision: these weights cannot be probed")
+            raise WeightsError(
+                "the backbone's features are not finite in half precision: these weights cannot be probed"
+            )
         for key, (_, positions) in waiting.items():
             known[key] = len(shards), len(keys)
             keys.append(key)
@@ -141,7 +143,7 @@ def fit_to(image: UInt8[ndarray, "h w 3"], size: int, *, patch: int) -> UInt8[Te
 
 
 def turned(image: Tensor, view: int) -> Tensor:
-    """One of the eight views (0..7) of a square image [..., h, w]: quarter turns, the last four mirrored; 0 is the image."""
+    """One of eight views (0..7) of a square image [..., h, w]: quarter turns, the last four mirrored; 0 leaves it."""
     return torch.rot90(image.flip(-1) if view >= 4 else image, view % 4, (-2, -1))
 
 
@@ -154,7 +156,9 @@ def _read(home: Path) -> tuple[list[Tensor], dict[str, tuple[int, int]]]:
                 keys = json.loads(file.metadata()["keys"])
                 tokens = file.get_tensor("tokens")
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise OutputError(f"{path} is no shard of features ({error}): delete it, it will be computed again") from error
+            raise OutputError(
+                f"{path} is no shard of features ({error}): delete it, it will be computed again"
+            ) from error
         known.update({key: (len(shards), row) for row, key in enumerate(keys)})
         shards.append(tokens)
     return shards, known
@@ -168,6 +172,8 @@ def _write(home: Path, tokens: Tensor, keys: Sequence[str]) -> Tensor:
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
-        raise OutputError(f"features cannot be written to {path} ({error}): free some space or give another folder") from error
+        raise OutputError(
+            f"features cannot be written to {path} ({error}): free some space or give another folder"
+        ) from error
     with safe_open(str(path), framework="pt") as file:
         return file.get_tensor("tokens")

@@ -27,10 +27,11 @@ from negah.images.decode import read_image
 from negah.images.geo import pixel_size_m
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
-POSITIVE = frozenset({"1", "1.0", "p", "pos", "positive", "true", "yes", "y", "panel", "panels", "pv", "solar"})
+_PANELS = ("panel", "panels", "pv", "solar")
+POSITIVE = frozenset({"1", "1.0", "p", "pos", "positive", "true", "yes", "y", *_PANELS})
 NEGATIVE = frozenset(
-    {"0", "0.0", "n", "neg", "negative", "false", "no", "none"}
-    | {f"{no}{gap}{what}" for no in ("no", "non") for gap in ("", "_", "-", " ") for what in ("panel", "panels", "pv", "solar")}
+    {"0", "0.0", "n", "neg", "negative", "false", "no", "none", "background"}
+    | {f"{no}{gap}{what}" for no in ("no", "non") for gap in ("", "_", "-", " ") for what in _PANELS}
 )
 UNLABELLED = frozenset({"", "-1", "-1.0", "nan", "na", "null", "unlabelled", "unlabeled", "?"})
 GROUP_COLUMNS = ("group", "overlap_group")
@@ -100,7 +101,9 @@ def read_samples(data: Path | str, *, group: str | None = None, positive: str | 
     if path.suffix.lower() == ".csv":
         samples = _from_csv(path, group, positive)
     elif group is not None:
-        raise InputError(f"--group {group} names a column of a csv, but {path} is none: give a csv with file,label,{group}")
+        raise InputError(
+            f"--group {group} names a column of a csv, but {path} is none: give a csv with file,label,{group}"
+        )
     else:
         samples = _from_names(path, positive)
     return _located(samples)
@@ -193,7 +196,9 @@ def _found(names: Sequence[str], path: Path) -> tuple[tuple[Path, str | None], .
             missing.append(name)
     if missing:
         places = ", ".join([str(path.parent), *(a.name for a in archives or [])])
-        raise InputError(f"{len(missing)} of {len(names)} files of {path} are missing ({_some(missing)}): looked in {places}")
+        raise InputError(
+            f"{len(missing)} of {len(names)} files of {path} are missing ({_some(missing)}): looked in {places}"
+        )
     return tuple(files)
 
 
@@ -230,7 +235,9 @@ def _label(name: str, positive: str | None, where: str) -> int:
     for label, known in ((1, POSITIVE), (0, NEGATIVE), (-1, UNLABELLED)):
         if text in known:
             return label
-    raise InputError(f"{where} is not understood: use 1, 0 or nothing, or say which is the positive one with --positive NAME")
+    raise InputError(
+        f"{where} is not understood: use 1, 0 or nothing, or say which is the positive one with --positive NAME"
+    )
 
 
 def _expect(positive: str | None, classes: Sequence[str], where: str) -> None:

@@ -127,16 +127,16 @@ def calibration_error(
     """
     y, p, w = _checked(labels, probabilities, weights)
     if p.min() < 0 or p.max() > 1:
-        raise InputError(f"calibration needs probabilities in [0, 1], got {p.min():.3g}..{p.max():.3g}: apply a sigmoid")
+        raise InputError(
+            f"calibration needs probabilities in [0, 1], got {p.min():.3g}..{p.max():.3g}: apply a sigmoid"
+        )
     which = np.minimum((p * bins).astype(int), bins - 1)
     gap = np.zeros((len(p), bins))
     gap[np.arange(len(p)), which] = p - y
     return _ratio(np.abs(w @ gap).sum(-1), w.sum(-1))
 
 
-def best_threshold(
-    labels: Values, probabilities: Values, *, goal: Callable[[Confusion], ndarray] = f1
-) -> float:
+def best_threshold(labels: Values, probabilities: Values, *, goal: Callable[[Confusion], ndarray] = f1) -> float:
     """The threshold that maximises `goal` (f1, accuracy, ... of this file).
 
     Of several that are equally good, the one in the middle of the widest gap between scores, so that a small shift
@@ -187,15 +187,16 @@ def measure(
 
     value = figures(np.ones(len(y)))
     drawn = np.concatenate([figures(w) for w in bootstrap_weights(member, resamples, generator)], axis=1)
-    tail = (1 - confidence) / 2
-    intervals = [
-        Interval(float(v), *map(float, _percentiles(d[~np.isnan(d)], (tail, 1 - tail)))) for v, d in zip(value, drawn)
-    ]
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    intervals = [Interval(float(v), *map(float, _percentiles(d[~np.isnan(d)], tails))) for v, d in zip(value, drawn)]
     return Scores(
         *intervals,
-        threshold=float(np.mean(_array(threshold))), samples=len(y), positives=int(y.sum()), groups=int(member.max()) + 1,
+        threshold=float(np.mean(_array(threshold))),
+        samples=len(y),
+        positives=int(y.sum()),
+        groups=int(member.max()) + 1,
         confidence=confidence,
-    )  # fmt: skip
+    )
 
 
 def bootstrap_weights(

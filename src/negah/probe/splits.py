@@ -66,7 +66,9 @@ def grouped_folds(groups: Values, labels: Values, *, folds: int = 5, seed: int =
         raise InputError(f"at least 2 folds are needed to test on what was not trained on, got {folds}")
     count = int(member.max()) + 1 if len(member) else 0
     if count < folds:
-        raise InputError(f"{count} groups cannot fill {folds} folds: give fewer folds, a finer group column or distance")
+        raise InputError(
+            f"{count} groups cannot fill {folds} folds: give fewer folds, a finer group column or distance"
+        )
     held = np.zeros((count, int(classes.max()) + 1))
     np.add.at(held, (member, classes), 1)
     shuffled = np.random.default_rng(seed).permutation(count)

@@ -18,6 +18,7 @@ the pixel (generated, drawn, masked, or no panel at all), for the fraction of pa
 Mask-free crops of the masked tiles are the negatives of their own source, so the source says nothing of the label.
 """
 
+import copy
 import csv
 import zipfile
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ from torch import Tensor
 from negah.images.augment import move, recolour
 from negah.images.decode import read_image
 from negah.images.paste import paste_panels
+from negah.images.scenes import render
+from negah.nn.mimetic import mimetic_
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, pooled_evidence
 from negah.probe.detector import Detector, DetectorInfo
@@ -48,6 +51,8 @@ GSD_M = 0.3
 WINDOW_PX = 104
 PATCH_PX = 8
 UCMERCED_PANELS: frozenset[str] = frozenset()  # names of pictures with panels, found by looking
+SCENES = 2500
+SCENE_SEED = 100_000  # far from the seeds that tests and demonstrations use
 MIN_PANEL_PATCHES = 0.35  # a mask of less than this many patches (2 m2) is not called present ...
 NO_PANEL_PATCHES = 0.02  # ... and of less than this is called absent; between the two presence is not asked for
 
@@ -159,11 +164,12 @@ def new_detector(*, dim: int = 128, depth: int = 4, seed: int = 0) -> Detector:
             drop_path=0.05, interpolation="size",
         )  # fmt: skip
         head = AttentiveHead(dim, heads=dim // 32)
+    mimetic_(backbone, generator=torch.Generator().manual_seed(seed))
     return Detector(backbone, head, DetectorInfo(name="negah/aerial-tiny", window_px=WINDOW_PX, gsd_m=GSD_M))
 
 
 def train(
-    detector: Detector, sources: Sequence[Tiles], *, steps: int, lr: float, side: int = WINDOW_PX, batch: int = 64,
+    detector: Detector, sources: Sequence[Tiles], *, steps: int, lr: float, side: int = WINDOW_PX, batch: int = 32,
     seed: int = 0, out: Path | None = None, workers: int = 0,
 ) -> Detector:  # fmt: skip
     """One stage: `detector` is trained in place, and the average of its weights is returned."""
@@ -171,8 +177,8 @@ def train(
     objective = Detection(detector.train())
     batches = Batches(mixture, batch, seed=seed, sampler=mixture.order, collate=mixture.collate, workers=workers)
     fit(
-        objective, batches, steps=steps, lr=lr, weight_decay=0.05, warmup=min(100, steps // 10), clip=1.0,
-        precision="bf16", seed=seed, out=out, checkpoint_every=200,
+        objective, batches, steps=steps, lr=lr, weight_decay=0.05, warmup=min(200, steps // 10), clip=1.0,
+        seed=seed, out=out, checkpoint_every=500,
     )  # fmt: skip
     average = objective.average.model
     assert isinstance(average, Detector)
@@ -231,13 +237,15 @@ def background(folder: Path, *, kept_aside: bool = False) -> Tiles:
     return Tiles(np.stack(images), np.zeros(len(images), int), share=1.0, drawn=0.6)
 
 
-def generated(count: int, *, seed: int = 0) -> Tiles:
-    """Chips of generated scenes with their exact masks."""
-    from negah.images.scenes import render
-
-    scenes = [render(WINDOW_PX, GSD_M, seed=seed + i) for i in range(count)]
-    masks = np.stack([(s.mask * 255).round().astype(np.uint8) for s in scenes])
-    return Tiles(np.stack([s.image for s in scenes]), np.full(count, -1), share=1.0, masks=masks)
+def generated(count: int, *, work: Path, seed: int = 0) -> Tiles:
+    """Chips of generated scenes with their exact masks; scene i has seed `SCENE_SEED` + `seed` * count + i."""
+    path = work / f"scenes-{count}-{seed}.npz"
+    if not path.is_file():
+        scenes = [render(WINDOW_PX, GSD_M, seed=SCENE_SEED + seed * count + i) for i in range(count)]
+        masks = np.stack([(s.mask * 255).round().astype(np.uint8) for s in scenes])
+        np.savez(path, images=np.stack([s.image for s in scenes]), masks=masks)
+    with np.load(path) as stored:
+        return Tiles(stored["images"], np.full(count, -1), share=1.0, masks=stored["masks"])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -257,6 +265,51 @@ def mirrored(cut: np.ndarray) -> np.ndarray:
     return np.pad(cut, pad, mode="symmetric")
 
 
-def with_share(tiles: Tiles, share: float) -> Tiles:
-    """The same tiles with another share of the batch."""
-    return replace(tiles, share=share)
+@dataclass(frozen=True)
+class Elsewhere:
+    """The sources that hold no tile of the target region, loaded once."""
+
+    masked: Tiles
+    background: Tiles
+    generated: Tiles
+
+    @classmethod
+    def load(cls, folder: Path, *, work: Path, scenes: int = SCENES, seed: int = 0) -> "Elsewhere":
+        """Sources from the data folder; rendered scenes are kept in `work`, since they take minutes."""
+        return cls(masked(folder, seed=seed), background(folder), generated(scenes, work=work, seed=seed))
+
+
+def first_stage(elsewhere: Elsewhere, *, steps: int = 2000, seed: int = 0, out: Path | None = None) -> Detector:
+    """Without a label of the target region, on chips of half a window."""
+    sources = [
+        replace(elsewhere.masked, share=0.2),
+        replace(elsewhere.background, share=0.8),
+    ]
+    return train(new_detector(seed=seed), sources, steps=steps, lr=1e-3, side=64, seed=seed, out=out)
+
+
+def scenes_only(elsewhere: Elsewhere, *, steps: int = 1000, seed: int = 0, out: Path | None = None) -> Detector:
+    """Trained on generated scenes and nothing else: what simulation alone is worth on real tiles."""
+    sources = [replace(elsewhere.generated, share=1.0)]
+    return train(new_detector(seed=seed), sources, steps=steps, lr=1e-3, side=64, seed=seed, out=out)
+
+
+def second_stage(
+    detector: Detector, labelled: Tiles, elsewhere: Elsewhere, *, steps: int = 500, lr: float = 7e-4, seed: int = 0,
+    out: Path | None = None,
+) -> Detector:  # fmt: skip
+    """With the labelled tiles, on whole windows; `detector` is left as it is."""
+    sources = [
+        replace(labelled, share=0.6),
+        replace(elsewhere.masked, share=0.1),
+        replace(elsewhere.background, share=0.15),
+        replace(elsewhere.generated, share=0.15),
+    ]
+    return train(copy.deepcopy(detector), sources, steps=steps, lr=lr, seed=seed + 1, out=out)
+
+
+@torch.inference_mode()
+def predict(detector: Detector, images: UInt8[np.ndarray, "n h w 3"], *, batch: int = 64) -> Float[np.ndarray, " n"]:
+    """Probability of panels in each window."""
+    parts = [torch.from_numpy(images[i : i + batch]).permute(0, 3, 1, 2) for i in range(0, len(images), batch)]
+    return np.concatenate([detector(part).logit.float().sigmoid().numpy() for part in parts])

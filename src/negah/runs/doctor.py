@@ -60,7 +60,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Checkup:
-    """All of it. `problems` are what stops a survey from running here, a line each; an empty tuple is a sound install."""
+    """All of it. `problems` are what stops a survey from running here, a line each; none on a sound install."""
 
     negah: str
     python: str

@@ -97,7 +97,7 @@ def export(detector: Detector, path: Path | str, window_px: int | None = None) -
             onnx.save(proto, str(part))
             difference = compare(detector, part, size)
             if (worst := max(difference.values())) > TOLERANCE:
-                raise OutputError(f"{path} not written: its outputs differ from ours by {worst:.2g}: please report this")
+                raise OutputError(f"{path} not written: its outputs differ from ours by {worst:.2g}; please report it")
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -123,7 +123,7 @@ def compare(detector: Detector, path: Path, window_px: int, *, seed: int = 0) ->
         with torch.inference_mode():
             reading = ours(images)
         for name, theirs in zip(Reading._fields, session.run(list(Reading._fields), {"images": images.numpy()})):
-            difference[name] = max(difference[name], gap(getattr(reading, name), theirs))
+            difference[name] = max(difference[name], gap(getattr(reading, name), np.asarray(theirs)))
     return difference
 
 

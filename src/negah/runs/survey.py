@@ -29,6 +29,7 @@ from safetensors import safe_open
 
 from negah import __version__, probe, weights
 from negah.errors import InputError, NegahError, OutputError, WeightsError
+from negah.images.bands import gdal_settings
 from negah.images.raster import Raster
 from negah.images.sources import Source, find_sources
 from negah.images.windows import Box
@@ -50,7 +51,6 @@ from negah.solar.survey import Measure, fast_bf16, score
 M2_PER_KW = 7.29
 """Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
-GDAL_CACHE_MB = 128  # GDAL's own default, 5 % of the memory, would let memory grow with the raster on a large machine
 MAPS = 12  # overviews in the report: each reads its source once more
 MAP_PIXELS = 1400  # along an overview's longer side
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
@@ -158,7 +158,7 @@ def survey(
     }
 
     with ExitStack() as stack:
-        stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_MB))
+        stack.enter_context(gdal_settings())
         _prepare_folder(out, overwrite=options.overwrite)
         inputs = [_input(source) for source in sources]
         # The plan comes before the ledger: a survey that cannot begin must leave no trace.

@@ -1,10 +1,10 @@
 """The report: one HTML file with the map, the numbers and the doubts, that opens anywhere and loads nothing.
 
-`write_report` turns plain arrays and texts into a page; it knows nothing of rasters, models or coordinates. Pictures are
-embedded (JPEG for photographs, palette PNG for layers) and shrunk until the whole page fits into BUDGET bytes; whatever
-had to be left out for that is said on the page. The page works without JavaScript as a static picture with all its
-numbers, and a content security policy with the script's own hash forbids it any other script and every connection, so
-that a file name made to be hostile stays text.
+`write_report` turns plain arrays and texts into a page; it knows nothing of rasters, models or coordinates. Pictures
+are embedded (JPEG for photographs, palette PNG for layers) and shrunk until the whole page fits into BUDGET bytes;
+whatever had to be left out for that is said on the page. The page works without JavaScript as a static picture with
+all its numbers, and a content security policy with the script's own hash forbids it any other script and every
+connection, so that a file name made to be hostile stays text.
 """
 
 import base64
@@ -12,7 +12,6 @@ import hashlib
 import io
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -94,21 +93,16 @@ def write_report(report: Report, path: str | Path) -> None:
     Raises OutputError where it cannot be written.
     """
     path = Path(path)
-    page = render(report).encode("utf-8", "replace")
+    part = path.with_name(f"{path.name}.part")
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(page)
-            os.chmod(part, 0o644)
+            part.write_bytes(render(report).encode("utf-8", "replace"))
             os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as problem:
-        raise OutputError(
-            f"cannot write the report {path}: {problem.strerror}; free the place or choose another"
-        ) from None
+        why = problem.strerror or problem
+        raise OutputError(f"cannot write the report {path}: {why}; make room or choose another place") from problem
 
 
 def render(report: Report) -> str:
@@ -135,7 +129,7 @@ def render(report: Report) -> str:
 
 
 def _text(value: object) -> str:
-    """Escaped, and kept from turning the direction of the text around it (file names in Persian, or made to deceive)."""
+    """Escaped, and kept from turning the direction of the text around it (names in Persian, or made to deceive)."""
     return f"<bdi>{escape(str(value))}</bdi>"
 
 
@@ -156,7 +150,8 @@ def _maps(overviews: Sequence[Overview]) -> str:
     if len(shown) > 1:
         options = "".join(f"<option>{escape(overview.name)}</option>" for overview in shown)
         left = f"<span>the first {len(shown)} of {len(overviews)}</span>" if len(overviews) > len(shown) else ""
-        picker = f'<div class="picker"><label for="picture">Picture</label><select id="picture">{options}</select>{left}</div>'
+        select = f'<select id="picture">{options}</select>'
+        picker = f'<div class="picker"><label for="picture">Picture</label>{select}{left}</div>'
     return picker + "".join(_map(overview, index, 1 / len(shown)) for index, overview in enumerate(shown))
 
 
@@ -167,7 +162,8 @@ def _map(overview: Overview, index: int, share: float) -> str:
     layers = f'<image {frame} href="{_jpeg(overview.image, int(BUDGET * MAP_SHARE * 0.7 * share))}"/>'
     if unseen.any():
         layers += f'<image class="unseen" {frame} href="{_mask_png(unseen)}"/>'
-    layers += f'<image class="heat" {frame} opacity="0.4" href="{_heat_png(overview.heat, int(BUDGET * MAP_SHARE * 0.3 * share))}"/>'
+    heat = _heat_png(overview.heat, int(BUDGET * MAP_SHARE * 0.3 * share))
+    layers += f'<image class="heat" {frame} opacity="0.4" href="{heat}"/>'
     paths, drawn = _outlines(overview, int(BUDGET * OUTLINE_SHARE * share))
     layers += f'<use class="halo" href="#outlines-{index}"/><g class="lines"><g id="outlines-{index}">{paths}</g></g>'
     name = escape(overview.name, quote=True)
@@ -175,20 +171,21 @@ def _map(overview: Overview, index: int, share: float) -> str:
     facts = [f"{count:,} outlined" if drawn == count else f"the {drawn:,} largest of {count:,} outlined"]
     metres = overview.metres_per_px if overview.metres_per_px and math.isfinite(overview.metres_per_px) else None
     if metres:
-        facts.append(f"{_metres(width * metres)} × {_metres(height * metres)}")
+        facts.append(f"{_metres(width * metres)} &times; {_metres(height * metres)}")
+    told = ", ".join(facts)
     keys = '<span class="key panel">panels</span><span class="key heat">probability</span>'
     if unseen.any():
         keys += '<span class="key blank">not looked at</span>'
-    hint = "Drag to move, choose the map and scroll to zoom; keys: arrows, + and −, 0 for all"
+    hint = "Drag to move, choose the map and scroll to zoom; keys: arrows, + and &minus;, 0 for all"
     return (
         f'<figure><div class="stage" tabindex="0" role="group" style="--shape:{min(max(width / height, 0.8), 1.8):.3f}"'
-        f' data-metres="{metres or ""}" title="" aria-label="Map of {name}. {hint}.">'
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}: {escape(", ".join(facts))}">{layers}</svg>'
+        f' data-metres="{metres or ""}" aria-label="Map of {name}. {hint}.">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}: {told}">{layers}</svg>'
         '<div class="tools"><button type="button" aria-label="Zoom in">+</button>'
-        '<button type="button" aria-label="Zoom out">−</button>'
+        '<button type="button" aria-label="Zoom out">&minus;</button>'
         '<button type="button" aria-label="Show all">⤢</button></div>'
         '<div class="scale"> <i></i></div></div>'
-        f'<figcaption><div class="under"><span class="name">{_text(overview.name)}</span><span>{", ".join(facts)}</span></div>'
+        f'<figcaption><div class="under"><span class="name">{_text(overview.name)}</span><span>{told}</span></div>'
         f'<div class="under">{keys}'
         '<label class="control"><input type="checkbox" checked> outlines</label>'
         '<label class="control">probability <input type="range" min="0" max="100" value="40" aria-label="Opacity of the'
@@ -237,13 +234,11 @@ def _jpeg(image: UInt8[ndarray, "h w 3"], limit: int) -> str:
     picture = Image.fromarray(np.ascontiguousarray(image), "RGB")
     picture.thumbnail((MAP_PIXELS, MAP_PIXELS), Image.Resampling.LANCZOS)
     while True:
-        for quality in (86, 76, 64):
+        for quality in (86, 70):
             data = _encode(picture, "JPEG", quality=quality, optimize=True)
-            if len(data) * 4 / 3 <= limit:
+            if len(data) * 4 / 3 <= limit or (quality == 70 and max(picture.size) <= 64):
                 return _uri("jpeg", data)
-        if max(picture.size) <= 64:
-            return _uri("jpeg", data)
-        picture = _shrunk(picture)
+        picture = _shrunk(picture, limit / (len(data) * 4 / 3))
 
 
 def _heat_png(heat: Float[ndarray, "gh gw"], limit: int) -> str:
@@ -273,11 +268,13 @@ def _palette_png(index: UInt8[ndarray, "h w"], colours: ndarray, alpha: ndarray,
         data = _encode(painted, "PNG", optimize=True, transparency=np.round(alpha).astype(np.uint8).tobytes())
         if len(data) * 4 / 3 <= limit or max(picture.size) <= 32:
             return _uri("png", data)
-        picture = _shrunk(picture, Image.Resampling.NEAREST)
+        picture = _shrunk(picture, limit / (len(data) * 4 / 3), Image.Resampling.NEAREST)
 
 
-def _shrunk(picture: Image.Image, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    width, height = (max(1, round(side * 0.75)) for side in picture.size)
+def _shrunk(picture: Image.Image, excess: float, how: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    """Smaller by about the factor `excess` in its number of pixels; in steps, as bytes do not quite follow pixels."""
+    factor = min(max(math.sqrt(excess), 0.5), 0.9)
+    width, height = (max(1, int(side * factor)) for side in picture.size)
     return picture.resize((width, height), how)
 
 
@@ -300,8 +297,8 @@ def _charts_lead(report: Report) -> str:
         return "No panels were found above the threshold."
     low, middle, high = np.percentile(areas, [25, 50, 75])
     return (
-        f"Half of the finds lie between {_number(low)} and {_number(high)} m², the middle one has {_number(middle)} m², "
-        f"the largest {_number(areas.max())} m²."
+        f"Half of the finds lie between {_number(low)} and {_number(high)} m², the middle one has {_number(middle)} m²,"
+        f" the largest {_number(areas.max())} m²."
     )
 
 
@@ -401,8 +398,9 @@ def _plot(
     for left, width, count, told, lit in bars:
         height = 100 * scale(count) / top
         if count:
-            box = f'x="{100 * left + 8 * width:.2f}" width="{84 * width:.2f}" y="{100 - height:.2f}" height="{height:.2f}"'
-            shapes += f"<rect {box}{' class=on' if lit else ''}><title>{escape(told)}</title></rect>"
+            across = f'x="{100 * left + 8 * width:.2f}" width="{84 * width:.2f}"'
+            up = f'y="{100 - height:.2f}" height="{height:.2f}"'
+            shapes += f"<rect {across} {up}{' class=on' if lit else ''}><title>{escape(told)}</title></rect>"
     if threshold is not None:
         x = 100 * threshold
         side = "early" if threshold < 0.15 else "late" if threshold > 0.85 else ""
@@ -411,8 +409,8 @@ def _plot(
     labels += "".join(f'<span class="x" style="left:{100 * x:.2f}%">{text}</span>' for x, text in marks)
     told = escape("; ".join(bar[3] for bar in bars if bar[2]), quote=True)
     return (
-        f'<div class="plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{told}">{shapes}'
-        f'</svg>{labels}<span class="unit">{unit}</span></div>'
+        f'<div class="plot"><svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{told}">'
+        f'{shapes}</svg>{labels}<span class="unit">{unit}</span></div>'
     )
 
 
@@ -438,7 +436,8 @@ def _gallery(report: Report) -> str:
             report.least_certain,
         ),
     )
-    out = '<input class="switch" type="checkbox" id="marks" checked><label for="marks">show what was taken for panel</label>'
+    out = '<input class="switch" type="checkbox" id="marks" checked>'
+    out += '<label for="marks">show what was taken for panel</label>'
     for title, told, finds in halves:
         if not finds:
             continue

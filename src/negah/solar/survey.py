@@ -48,7 +48,7 @@ class Measure:
 
 
 @dataclass
-class Pixels:
+class Loaded:
     """A chunk's windows in memory, in the order of the scored ones."""
 
     rgb: UInt8[ndarray, "batch h w 3"]
@@ -128,9 +128,9 @@ class Readers:
         for stack in self._open:
             stack.close()
 
-    def read_ahead(self, todo: Iterator[Chunk]) -> Iterator[tuple[Chunk, Pixels]]:
+    def read_ahead(self, todo: Iterator[Chunk]) -> Iterator[tuple[Chunk, Loaded]]:
         """Chunks with their pixels, in order; at most AHEAD of them in memory."""
-        queue: deque[tuple[Chunk, Pixels, list[Future]]] = deque()
+        queue: deque[tuple[Chunk, Loaded, list[Future]]] = deque()
         for chunk in todo:
             queue.append(self._start(chunk))
             if len(queue) > AHEAD:
@@ -138,9 +138,9 @@ class Readers:
         while queue:
             yield _finish(*queue.popleft())
 
-    def _start(self, chunk: Chunk) -> tuple[Chunk, Pixels, list[Future]]:
+    def _start(self, chunk: Chunk) -> tuple[Chunk, Loaded, list[Future]]:
         looked_at = [(source, index) for source, index, look in chunk.windows if look]
-        pixels = Pixels(np.zeros((len(looked_at), *chunk.shape, 3), np.uint8), {}, set(), {})
+        pixels = Loaded(np.zeros((len(looked_at), *chunk.shape, 3), np.uint8), {}, set(), {})
         tasks = [
             self._pool.submit(self._fill, pixels, first, looked_at[first : first + PER_TASK], chunk.shape)
             for first in range(0, len(looked_at), PER_TASK)
@@ -148,7 +148,7 @@ class Readers:
         return chunk, pixels, tasks
 
     def _fill(
-        self, pixels: Pixels, first: int, windows: list[tuple[PlannedSource, int]], shape: tuple[int, int]
+        self, pixels: Loaded, first: int, windows: list[tuple[PlannedSource, int]], shape: tuple[int, int]
     ) -> None:
         for place, (source, index) in enumerate(windows, first):
             try:
@@ -191,14 +191,14 @@ def patch_means(valid: Bool[ndarray, "h w"], patch: int) -> Float[ndarray, " pat
     return means.reshape(-1)
 
 
-def _finish(chunk: Chunk, pixels: Pixels, tasks: list[Future]) -> tuple[Chunk, Pixels]:
+def _finish(chunk: Chunk, pixels: Loaded, tasks: list[Future]) -> tuple[Chunk, Loaded]:
     for task in tasks:
         task.result()
     return chunk, pixels
 
 
 def _score_chunk(
-    chunk: Chunk, pixels: Pixels, scorers: Sequence[Scorer], measure: Measure, *, patch: int, device: torch.device
+    chunk: Chunk, pixels: Loaded, scorers: Sequence[Scorer], measure: Measure, *, patch: int, device: torch.device
 ) -> tuple[list[Window], list[tuple[int, str, int, str]]]:
     """Ledger rows of a chunk: its windows, and what failed."""
     count = len(pixels.rgb)

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from negah.errors import InputError
 from negah.train import distributed
@@ -152,7 +152,7 @@ class _Numbers:
             number += 1
 
 
-class _ByNumber:
+class _ByNumber(Dataset):
     """Data set of whole batches, so that a worker prepares all of one."""
 
     def __init__(self, dataset: Any, collate: Callable, seed: int, rank: int):

@@ -3,9 +3,8 @@
 Under `torchrun --nproc-per-node 8 my_training.py` each process calls `fit`, which joins the others by itself.
 """
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -22,22 +21,17 @@ def world() -> int:
     return dist.get_world_size() if _together() else 1
 
 
-@contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that torchrun started (NCCL where there is CUDA, gloo elsewhere), and leave them at the end.
+def join() -> None:
+    """Join the processes that torchrun started, if it did: by NCCL where there is CUDA, by gloo elsewhere.
 
-    A process group that exists already is used and left as it is.
+    For the rest of the process: a second group under one torchrun would meet what the first left at its meeting point.
     """
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
-        yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)
 
 
 def mean(values: Tensor) -> Tensor:

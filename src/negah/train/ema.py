@@ -40,7 +40,7 @@ class EMA(nn.Module):
         average, now = _named(self.model.named_parameters()), _named(model.named_parameters())
         if average.keys() != now.keys():
             raise ValueError(f"the averaged model has other parameters: {sorted(average.keys() ^ now.keys())[:5]}")
-        torch._foreach_lerp_(list(average.values()), [now[name] for name in average], 1 - m)
+        torch._foreach_lerp_(list(average.values()), [now[name] for name in average], 1 - m)  # pyright: ignore
         buffers = _named(model.named_buffers())
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])

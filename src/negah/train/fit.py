@@ -99,53 +99,55 @@ def fit(
     settings |= source.settings()
     path = Path(out) / "checkpoint.pt" if out is not None else None
 
-    with distributed.joined():
-        where = torch.device(device) if device is not None else next(objective.parameters()).device
-        objective.to(where)
-        run = Run(objective, optimizer(groups), steps)
-        run.optimizer.zero_grad()
-        autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
-        with (
-            randomness(where, seed + distributed.rank()),
-            mode(objective, training=True),
-            Interrupts(path) as interrupts,
-        ):
-            if path and resume and path.exists():
-                checkpoint.continue_run(run, path, settings, callbacks, where)
-            model = DistributedDataParallel(objective) if distributed.world() > 1 else objective
-            stream = source.start(run.step * accumulate)
-            with progress_bar(run) as show:
-                while run.step < steps and not run.stop:
-                    progress = run.step / steps
-                    rate = lr * warmed(run.step, steps, warmup, schedule)
-                    decay = weight_decay(progress) if callable(weight_decay) else weight_decay
-                    for group, inherits in zip(run.optimizer.param_groups, inherit):
-                        group["lr"] = rate * group.get("lr_scale", 1.0)
-                        group["weight_decay"] = decay if inherits else group["weight_decay"]
+    distributed.join()
+    where = torch.device(device) if device is not None else next(objective.parameters()).device
+    objective.to(where)
+    run = Run(objective, optimizer(groups), steps)
+    run.optimizer.zero_grad()
+    autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
+    with (
+        randomness(where, seed + distributed.rank()),
+        mode(objective, training=True),
+        Interrupts(path) as interrupts,
+    ):
+        if path and resume and path.exists():
+            checkpoint.continue_run(run, path, settings, callbacks, where)
+        model = DistributedDataParallel(objective) if distributed.world() > 1 else objective
+        stream = source.start(run.step * accumulate)
+        with progress_bar(run) as show:
+            while run.step < steps and not run.stop:
+                progress = run.step / steps
+                rate = lr * warmed(run.step, steps, warmup, schedule)
+                decay = weight_decay(progress) if callable(weight_decay) else weight_decay
+                for group, inherits in zip(run.optimizer.param_groups, inherit):
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
+                    group["weight_decay"] = decay if inherits else group["weight_decay"]
 
-                    objective.before_step(progress)
-                    losses, entries = _gradients(model, stream, accumulate, autocast, where)
-                    entries["grad_norm"] = _clip(run.optimizer, clip)
-                    row, interrupted = _agree(entries, interrupts.pending)
-                    _check_finite(row, losses, run.step, source)
-                    run.optimizer.step()
-                    run.optimizer.zero_grad()
-                    objective.after_step(progress)
-                    run.step += 1
+                objective.before_step(progress)
+                losses, entries = _gradients(model, stream, accumulate, autocast, where)
+                entries["grad_norm"] = _clip(run.optimizer, clip)
+                row, interrupted = _agree(entries, interrupts.pending)
+                _check_finite(row, losses, run.step, source)
+                run.optimizer.step()
+                run.optimizer.zero_grad()
+                objective.after_step(progress)
+                run.step += 1
 
-                    _log({"step": run.step, "lr": rate} | row, run, log_every)
-                    if scores and (run.step == steps or (score_every and run.step % score_every == 0)):
-                        run.scores.append(_measure(run, scores, where))
-                    for callback in callbacks:
-                        callback.after_step(run)
-                    show(row["loss"])
-                    due = checkpoint_every is not None and run.step % checkpoint_every == 0
-                    if path and (due or interrupted or run.stop or run.step == steps):
-                        checkpoint.save_run(run, path, settings, callbacks, where)
-                    if interrupted:
-                        interrupts.leave(run.step, steps)
-            for callback in callbacks:
-                callback.end(run)
+                _log({"step": run.step, "lr": rate} | row, run, log_every)
+                if scores and (run.step == steps or (score_every and run.step % score_every == 0)):
+                    run.scores.append(_measure(run, scores, where))
+                for callback in callbacks:
+                    callback.after_step(run)
+                show(row["loss"])
+                due = checkpoint_every is not None and run.step % checkpoint_every == 0
+                if path and (due or interrupted or run.stop or run.step == steps):
+                    checkpoint.save_run(run, path, settings, callbacks, where)
+                if interrupted:
+                    interrupts.leave(run.step, steps)
+        for callback in callbacks:
+            callback.end(run)
+        if interrupts.pending:  # it came after the last step
+            interrupts.leave(run.step, steps)
     return FitResult(run.step, run.history, run.scores, run.stop, path)
 
 
@@ -174,7 +176,7 @@ def _clip(optimizer: Optimizer, clip: float | None) -> Tensor:
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for group in optimizer.param_groups:
         parts[group.get("part", "")] += [p for p in group["params"] if p.grad is not None]
-    norms = [torch.nn.utils.get_total_norm([p.grad for p in part]) for part in parts.values()]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts.values()]
     if clip is not None:
         for part, norm in zip(parts.values(), norms):
             torch.nn.utils.clip_grads_with_norm_(part, clip, norm)

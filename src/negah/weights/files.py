@@ -42,6 +42,9 @@ PINNED = {
 }
 
 
+HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")  # owner/name@revision
+
+
 class Checkpoint(NamedTuple):
     """A checkpoint as it stands in its files, before any layout is recognised."""
 
@@ -68,7 +71,7 @@ def read(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint
         file, config, origin = file_in(path), config_in(path), text
     elif path.is_file():
         file, config, origin = path, {}, text
-    elif isinstance(name_or_path, str) and (match := re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", text)):
+    elif isinstance(name_or_path, str) and (match := HUB_NAME.fullmatch(text)):
         repository, at = match[1], revision or match[2] or PINNED.get(match[1])
         if Path(repository).suffix in (".safetensors", ".pth", ".pt", ".bin"):
             raise WeightsError(f"no file at {text}: check the path")
@@ -80,7 +83,7 @@ def read(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint
             f"({', '.join(bundled()) or 'none in this install'}), or a Hugging Face name like facebook/dinov2-small"
         )
     if revision is not None:
-        raise WeightsError(f"revision {revision} means nothing for {origin}: only names on the Hugging Face hub have one")
+        raise WeightsError(f"revision {revision} means nothing for {origin}: only Hugging Face names have one")
     return collect(file, config, origin)
 
 
@@ -131,8 +134,8 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
             pass
         except RepositoryNotFoundError as error:
             raise WeightsError(
-                f"there is no repository {repository} on the Hugging Face hub, or it is not open to you: check the name, "
-                "or log in with `hf auth login`"
+                f"there is no repository {repository} on the Hugging Face hub, or it is not open to you: check the "
+                "name, or log in with `hf auth login`"
             ) from error
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise WeightsError(f"cannot fetch {name} of {repository} at {at}: {one_line(error)}") from error
@@ -194,7 +197,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
                 return tensors, json.loads((file.metadata() or {}).get("negah", "{}"))
         # DINO's training files carry their command line; a namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -202,7 +205,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # both libraries raise whatever their parsers meet
         raise WeightsError(f"{path} cannot be read as {kind(path)}: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: save model.state_dict() instead")
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: save a state dict")
     return content, {}
 
 

@@ -3,18 +3,20 @@
 A layout is one function from a ViT's arguments to names: for each parameter of ours, where the file keeps it, as one
 tensor or as several that are stacked along their first axis (query, key, value).  The same table reads and writes.
 
-| layout | patch embedding | query, key, value | feed-forward | layer scale |
-|---|---|---|---|---|
-| `negah`, `hub` (torch-hub, as published by Meta) | patch_embed.proj | attn.qkv | mlp.fc1, fc2 or w12, w3 | ls1.gamma |
-| `transformers`, to release 4 | embeddings.patch_embeddings.projection | attention.attention.{query,key,value} | mlp.fc1, fc2 or weights_in, weights_out | layer_scale1.lambda1 |
-| `transformers`, from release 5 | the same | attention.{q,k,v}_proj | mlp.fc1, fc2 or gate_proj, up_proj, down_proj | the same |
-| `timm` | as hub | as hub | mlp.fc1, fc2, also for SwiGLU | as hub |
+| part | negah, hub (torch-hub, Meta's own) | transformers | timm |
+|---|---|---|---|
+| patches | patch_embed.proj | embeddings.patch_embeddings.projection | as hub |
+| query, key, value | attn.qkv | attention.attention.{query,key,value}; newer: attention.{q,k,v}_proj | as hub |
+| attention's output | attn.proj | attention.output.dense; newer: attention.o_proj | as hub |
+| SwiGLU | mlp.w12, w3 | mlp.weights_in, weights_out; newer: mlp.gate_proj, up_proj, down_proj | mlp.fc1, fc2 |
+| layer scale | ls1.gamma | layer_scale1.lambda1 | as hub |
+| registers | register_tokens | embeddings.register_tokens | reg_token |
 
 timm keeps no mask token, and with registers adds the position of CLS to the CLS token itself.
 
 Everything else about a file is wrapping, which `unwrap` takes off: dicts of a training file (teacher, model, ...),
 prefixes (module., backbone., dinov2., ...), heads beside the backbone, FSDP's chunks of blocks.
-"""  # fmt: skip
+"""
 
 import math
 import re
@@ -157,7 +159,7 @@ def unwrap(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     # Of several backbones in one file, the teacher's; otherwise the choice would be a guess.
     teachers = [prefix for prefix in found if "teacher." in prefix]
     if len(found) > 1 and len(teachers) != 1:
-        raise WeightsError(f"{origin} holds several backbones ({', '.join(sorted(found))}): save the one you want alone")
+        raise WeightsError(f"{origin} holds several backbones ({', '.join(sorted(found))}): save one alone")
     prefix = teachers[0] if teachers else found.pop()
     parts = prefix.split(".")[:-1]
     if prefix and (not prefix.endswith(".") or any(part not in WRAPPERS for part in parts)):
@@ -210,14 +212,16 @@ def describe(
     ]
     dim = most_common([shape[0] for shape in shapes.values() if len(shape) == 1], patch[0])
     parts = {part for _, part, _ in blocks}
-    swiglu = any(part.startswith(("mlp.w12", "mlp.w3", "mlp.weights_", "mlp.down_proj", "mlp.gate_proj")) for part in parts)
+    swiglu = any(
+        re.match(r"mlp\.(w12|w3|weights_in|weights_out|gate_proj|up_proj|down_proj)\.", part) for part in parts
+    )
     into = most_common([s[0] for _, part, s in blocks if part in ("mlp.fc1.weight", "mlp.fc1.bias")], 0)
     hidden = most_common([s[-1] for _, part, s in blocks if part in OUT and len(s) == 2], into or 4 * dim)
     swiglu = swiglu or (layout == "timm" and into == 2 * hidden)
     registers = shapes.get("embeddings.register_tokens" if of_transformers else REGISTERS[layout], ())
     count = config.get("num_register_tokens", registers[1] if len(registers) == 3 else 0)
     positions = shapes.get("embeddings.position_embeddings" if of_transformers else "pos_embed", ())
-    without_cls = layout == "timm" and count
+    places = positions[1] - (layout != "timm" or not count) if len(positions) == 3 else 0  # without CLS
     described = {
         "patch": patch[2],
         "dim": dim,
@@ -228,7 +232,7 @@ def describe(
         "registers": count,
         # Meta's and transformers' models always have it, so that a file without is incomplete; timm's may not.
         "layer_scale": 1.0 if layout != "timm" or any(part.startswith("ls1.") for part in parts) else None,
-        "grid": grid_of(positions[1] - (not without_cls) if len(positions) == 3 else 0, config.get("image_size"), patch[2]),
+        "grid": grid_of(places, config.get("image_size"), patch[2]),
         "interpolation": interpolation_of(layout, count),
     }
     trained = config.get("pretrained_cfg", config)  # timm nests what transformers keeps in preprocessor_config.json
@@ -251,8 +255,8 @@ def check_transformers(config: Mapping[str, Any], origin: str) -> None:
     for key, allowed in fixed.items():
         if config.get(key, allowed[0]) not in allowed:
             raise WeightsError(
-                f"{origin}: config.json says {key} = {config[key]!r}, but only {' or '.join(map(repr, allowed))} can be "
-                "loaded"
+                f"{origin}: config.json says {key} = {config[key]!r}, but a ViT is only "
+                f"{' or '.join(map(repr, allowed))}: this model cannot be loaded"
             )
 
 

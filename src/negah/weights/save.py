@@ -47,10 +47,10 @@ def save(vit: ViT, path: Path | str, *, layout: Layout = "negah", dtype: torch.d
             tensors[key] = part.clone().contiguous()
     metadata = {"format": "pt", "negah": json.dumps({"backbone": config, "layout": layout}, sort_keys=True)}
     if layout == "transformers":
-        texts = {"config.json": transformers_config(vit, dtype), "preprocessor_config.json": preprocessor_config(vit)}
+        described = transformers_config(vit, dtype)  # raises before anything is written
         write_tensors(tensors, path / "model.safetensors", metadata)
-        for name, content in texts.items():
-            write(path / name, lambda file, text=json.dumps(content, indent=2): file.write_text(text + "\n"))
+        write_json(described, path / "config.json")
+        write_json(preprocessor_config(vit), path / "preprocessor_config.json")
     elif path.suffix == ".safetensors" or (path.suffix in (".pth", ".pt") and layout in ("hub", "timm")):
         write_tensors(tensors, path, metadata)
     else:
@@ -63,6 +63,10 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         write(path, lambda file: save_file(tensors, str(file), metadata=metadata))
     else:
         write(path, lambda file: torch.save(tensors, file))
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    write(path, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def write(path: Path, writer: Callable[[Path], object]) -> None:

@@ -78,6 +78,12 @@ class ModuleArray:
         dx, dy = x - self.x, y - self.y
         return dx * self.u[0] + dy * self.u[1], dx * self.v[0] + dy * self.v[1]
 
+    def distance(self, x: float, y: float) -> float:
+        """Metres from a point of the world to the grid's rectangle, 0 inside."""
+        u, v = self.local(x, y)
+        w, d = self.size
+        return math.hypot(max(0.0, -u, u - w), max(0.0, -v, v - d))
+
     @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
         """min x, min y, max x, max y in the world."""

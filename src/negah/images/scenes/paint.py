@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from negah.images.scenes.sketch import Sketch
+from negah.images.scenes.sketch import FLAT, LOW, ROOF_TOP, Sketch
 
 Float = NDArray[np.float32]
 
@@ -49,6 +49,7 @@ class Camera(NamedTuple):
     blur_px: float  # standard deviation of the optics and the resampling
     sharpen: float  # strength of the unsharp mask that many providers apply
     gain: tuple[float, float, float]
+    level: float  # mean grey level that the exposure aims at
     gamma: float
     contrast: float
     saturation: float
@@ -63,17 +64,18 @@ class Camera(NamedTuple):
     @staticmethod
     def draw(rng: Random) -> "Camera":
         """A camera, a provider and a day."""
-        warm, green = rng.gauss(0, 0.05), rng.gauss(0, 0.03)
-        depth = rng.uniform(0.25, 0.55)
+        warm, green = rng.gauss(0, 0.04), rng.gauss(0, 0.025)
+        depth = rng.uniform(0.28, 0.55)
         return Camera(
             blur_px=rng.uniform(0.45, 1.0),
             sharpen=rng.choice([0.0, 0.0, rng.uniform(0.2, 0.9)]),
             gain=(1 + warm, 1 + green, 1 - warm),
-            gamma=math.exp(rng.gauss(0, 0.15)),
-            contrast=rng.uniform(0.85, 1.25),
-            saturation=math.exp(rng.gauss(-0.05, 0.3)),
+            level=rng.uniform(92, 148),
+            gamma=math.exp(rng.gauss(0, 0.12)),
+            contrast=rng.uniform(0.8, 1.15),
+            saturation=min(1.35, math.exp(rng.gauss(-0.2, 0.28))),
             black=(rng.uniform(35, 60), rng.uniform(55, 80), rng.uniform(60, 90)),
-            haze=min(0.75, rng.expovariate(4.0)),
+            haze=rng.choice([rng.uniform(0.25, 0.7), min(0.6, rng.expovariate(6.0))]),
             noise=rng.uniform(0.5, 4.0),
             noise_grain_px=rng.choice([0.0, rng.uniform(0.4, 0.9)]),
             chroma_noise=rng.uniform(0.1, 0.6),
@@ -89,7 +91,7 @@ class Camera(NamedTuple):
 
 def subdivision(gsd: float) -> int:
     """Canvas cells along a pixel."""
-    return max(2, min(8, round(gsd / 0.1)))
+    return max(2, min(8, round(gsd / 0.15)))
 
 
 def paint(sketch: Sketch, window: Window, shadow: tuple[float, float, float], cells: int) -> tuple[Float, Float]:
@@ -114,8 +116,15 @@ def rasterise(
     on_ids, on_shade = ImageDraw.Draw(ids), ImageDraw.Draw(shade)
     shapes = sorted(sketch.shapes, key=lambda shape: shape[0])
     flat = np.array([p for shape in shapes for p in shape[3]], np.float64).reshape(-1, 2)
-    # Pillow fills the cells from the first to the last corner, both included; half a cell less centres that.
-    cells = np.rint((flat - (window.x, window.y)) / side - 0.5).astype(np.int64).ravel().tolist()
+    # Pillow fills the cells from the first to the last corner, both included.  Half a cell less centres that; small
+    # things draw in by another half on each side, to keep their size, where larger ones must not part from neighbours.
+    flat = (flat - (window.x, window.y)) / side
+    sizes = np.array([len(shape[3]) for shape in shapes])
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    small = np.isin([shape[0] for shape in shapes], (FLAT, LOW, ROOF_TOP))
+    middle = np.repeat(np.add.reduceat(flat, first) / sizes[:, None], sizes, 0)
+    flat -= 0.5 * np.sign(flat - middle) * np.repeat(small, sizes)[:, None]
+    cells = np.rint(flat - 0.5).astype(np.int64).ravel().tolist()
     start = 0
     for _, ink, lit, points in shapes:
         stop = start + 2 * len(points)
@@ -195,12 +204,12 @@ def shrink(image: Float, cells: int) -> Float:
     return out
 
 
-def develop(radiance: Float, camera: Camera, noise: Float) -> NDArray[np.uint8]:
-    """The picture the camera makes; `noise` is white, of unit variance, [h, w, 3]."""
+def develop(radiance: Float, camera: Camera, noise: Float, exposure: float) -> NDArray[np.uint8]:
+    """The picture the camera makes at an exposure (a factor); `noise` is white, of unit variance, [h, w, 3]."""
     image = ndimage.gaussian_filter(radiance, (camera.blur_px, camera.blur_px, 0), truncate=3.0)
     if camera.sharpen:
         image += camera.sharpen * (image - ndimage.gaussian_filter(image, (1.2, 1.2, 0), truncate=2.5))
-    image *= np.float32(camera.gain) / 255
+    image *= np.float32(camera.gain) * np.float32(exposure / 255)
     np.clip(image, 0, 1.2, out=image)
     image **= camera.gamma
     grey = image.mean(-1, keepdims=True)

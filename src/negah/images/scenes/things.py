@@ -43,19 +43,20 @@ class Style(NamedTuple):
     trees: float  # per lot
     hip: float  # part of the roofs that are hipped
     pool: float
+    size: float  # of the houses
 
 
 def draw_style(rng: Random) -> Style:
     """A region at random; half of them like the suburbs of a dry country."""
     if rng.random() < 0.55:
         roofs = {"grey": 3, "dark": 2.0, "brown": 3, "tan": 1.2, "red": 1.2, "white": 0.3}
-        style = Style(roofs, (96, 120, 82), 0.3, (62, 82, 56), (188, 164, 128), (204, 192, 170), (116, 112, 106), 3.5, 0.55, 0.25)
+        style = Style(roofs, (96, 120, 82), 0.4, (62, 82, 56), (188, 164, 128), (204, 192, 170), (122, 116, 108), 6.0, 0.55, 0.25, 1.22)
     elif rng.random() < 0.5:
         roofs = {"red": 3, "brown": 1.5, "dark": 1.5, "grey": 1.0, "metal": 0.2, "gravel": 0.6}
-        style = Style(roofs, (92, 122, 66), 0.12, (54, 80, 44), (150, 122, 92), (178, 170, 160), (120, 120, 120), 3.0, 0.35, 0.06)
+        style = Style(roofs, (92, 122, 66), 0.12, (54, 80, 44), (150, 122, 92), (178, 170, 160), (120, 120, 120), 4.5, 0.35, 0.06, 1.0)
     else:
         roofs = {"metal": 3, "dark": 2, "gravel": 2.5, "grey": 1.5, "red": 1.0}
-        style = Style(roofs, (78, 110, 52), 0.3, (50, 84, 40), (146, 124, 98), (190, 184, 172), (128, 126, 124), 2.5, 0.15, 0.01)
+        style = Style(roofs, (78, 110, 52), 0.3, (50, 84, 40), (146, 124, 98), (190, 184, 172), (128, 126, 124), 3.5, 0.15, 0.01, 1.0)
     return style._replace(
         grass=vary(rng, style.grass, 0.15), leaves=vary(rng, style.leaves, 0.18), soil=vary(rng, style.soil, 0.12),
         paving=vary(rng, style.paving, 0.08), asphalt=vary(rng, style.asphalt, 0.2),
@@ -190,7 +191,7 @@ def house(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style,
         planes += ridge_roof(0, 0, w, d, pitch, hip)
     wings: list[tuple[float, int, float, float]] = []
     for side in (1, -1):
-        if w > d * 0.95 and rng.random() < (0.6 if side == 1 else 0.4):
+        if w > d * 0.95 and rng.random() < (0.7 if side == 1 else 0.5):
             half = rng.uniform(2.4, max(2.5, d * 0.46))
             length = rng.uniform(1.5, 6.0)
             x = rng.choice([-1, 1]) * (w / 2 - half) if rng.random() < 0.7 else rng.uniform(half - w / 2, w / 2 - half)
@@ -289,8 +290,8 @@ def roof_fittings(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], colo
                 (x, y), plane = spot
                 yield pose.at(x, y, math.atan2(plane.down[1], plane.down[0]))
     bright = Ink((232, 232, 228))
-    for p in place(rng.choice([0, 2, 3, 4, 6]), 0.5):
-        r = rng.uniform(0.25, 0.5)
+    for p in place(rng.choice([0, 2, 4, 6, 10]), 0.5):
+        r = rng.uniform(0.25, 0.6)
         sk.cast_box(p, 0, 0, r, r, 0.5, s.ROOF_SHADOW)
         sk.rect(p, 0, 0, r, r, bright if rng.random() < 0.6 else Ink(shaded(colour, 0.6)), s.ROOF_TOP, lit=True)
     if rng.random() < 0.35:
@@ -354,7 +355,7 @@ def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, 
         p = spot(size * 0.45, 20, back=True)
         if p:
             pool(sk, rng, p, size, style)
-    for _ in range(rng.randint(0, 2)):  # beds and bare patches
+    for _ in range(rng.randint(0, 4)):  # beds and bare patches
         p = spot(1.5)
         if p:
             sk.poly(p, blob(rng, rng.uniform(1.5, 4), 9, 0.3), Ink(vary(rng, style.soil, 0.15), s.SOIL, 0.12), s.LOT)
@@ -391,11 +392,11 @@ def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, 
         for p, q in (((-w / 2, -d / 2), (w / 2, -d / 2)), ((-w / 2, -d / 2), (-w / 2, d * 0.2))):
             sk.cast(pose, [(*p, 1.8), (*q, 1.8)], s.LOW_SHADOW)
             sk.line(pose, p, q, 0.2, ink, s.LOW)
-    n = min(9, int(rng.expovariate(1 / max(style.trees, 0.1))))
+    n = min(14, int(rng.expovariate(1 / max(style.trees, 0.1))))
     for _ in range(n):
-        radius = rng.uniform(1.2, 4.5) * rng.uniform(0.6, 1.0)
-        p = spot(radius * 0.75, 4)
-        if p:
+        radius = rng.uniform(1.2, 4.6) * rng.uniform(0.5, 1.0)
+        p = spot(radius * 0.55, 6)
+        if p and all(array.distance(p.x, p.y) > radius * 1.2 for array in sk.arrays[-6:]):
             tree(sk, rng, p, radius, style, over_roofs=rng.random() < 0.5)
 
 

@@ -214,8 +214,8 @@ class Town:
             for _ in range(rng.randint(0, 6)):
                 tree(sk, rng, pose.at(rng.uniform(-0.4, 0.4) * w, rng.uniform(-0.4, 0.4) * d), rng.uniform(1.5, 4), self.style)
             return
-        hw = min(w - 3.0, rng.uniform(10.5, 19) * self.size)
-        hd = min(d - 13.0, rng.uniform(8, 15) * self.size)
+        hw = min(w - 3.0, rng.uniform(11, 19) * self.size * self.style.size)
+        hd = min(d - 13.0, rng.uniform(8.5, 15) * self.size * self.style.size)
         wish = None
         if equipped:
             wish = Wish(max(4, min(44, round(rng.lognormvariate(math.log(13), 0.62)))), rng.choice([1, 1, 1, 2, 2, 3]))

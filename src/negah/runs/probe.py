@@ -1,0 +1,561 @@
+"""`negah probe train` and `negah probe eval`: labelled images in, a detector and honest figures out.
+
+Training is cross-validated: each fold is scored by probes that saw none of its groups. The attentive head, the linear
+probe, kNN and image statistics are always reported side by side, on the same folds. A threshold is never chosen on what
+it is reported on: each fold is called at the threshold that is best (F1) on the held-out predictions of the other
+folds, and the detector that is saved, trained on all folds, carries the one that is best on all of them.
+"""
+
+import csv
+import datetime
+import json
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import sklearn
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from numpy import ndarray
+from torch import Tensor
+
+from negah import __version__, weights
+from negah.errors import InputError, OutputError
+from negah.images.windows import grid
+from negah.nn.vit import ViT
+from negah.probe import detector as detectors
+from negah.probe.attentive import AttentiveHead, pooled_evidence
+from negah.probe.baseline import image_statistics
+from negah.probe.detector import Detector, DetectorInfo
+from negah.probe.features import CachedTokens, cached_tokens, fit_to, turned
+from negah.probe.knn import knn_probability
+from negah.probe.labels import Samples, read_samples
+from negah.probe.linear import fit_linear, pooled
+from negah.probe.metrics import Scores, best_threshold, confusion, false_positive_rate, measure, recall
+from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
+from negah.runs.survey import compute_device, hardware, versions
+from negah.train import Batches, Objective, fit
+
+Split = Literal["group", "location", "random"]
+Progress = Callable[[str, int, int], None]
+
+HEAD, LINEAR, KNN, STATISTICS = "attentive head", "linear", "kNN", "image statistics"
+EVIDENCE = 0.2  # weight of the pooled patch evidence in the head's loss: enough to point, too little to lead
+LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was trained on, unless --size says so
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to split and train.
+
+    group: csv column of images that belong together. positive: the class that counts as 1. split: by what folds are
+    made; None takes groups, else locations, and never the random one. distance_m: tiles nearer than this stay together
+    in a split by location. size: side in pixels that images are brought to. gsd: metres per pixel of the images.
+    lora: rank of the adapters on the backbone's attention, 0 for a frozen one. views: of the eight turned and mirrored
+    views of each training image, how many the head is trained on.
+    """
+
+    group: str | None = None
+    positive: str | None = None
+    split: Split | None = None
+    distance_m: float = NEIGHBOUR_M
+    folds: int = 5
+    size: int | None = None
+    gsd: float | None = None
+    lora: int = 0
+    views: int = 4
+    epochs: int = 20
+    lr: float = 1e-3
+    batch: int = 64
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRates:
+    """True and false positive rate (NaN where there are no positives or negatives) of one source of images."""
+
+    source: str
+    images: int
+    positives: int
+    true_positive_rate: float
+    false_positive_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of it. `methods` on held-out folds, `test` on rows that a csv marks as test, at the saved threshold."""
+
+    methods: dict[str, Scores]
+    test: dict[str, Scores] = field(default_factory=dict)
+    sources: list[SourceRates] = field(default_factory=list)
+    threshold: float
+    threshold_from: str
+    split: str
+    notes: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    model: Path | None = None
+
+
+def train_probe(
+    data: Path, backbone: str, out: Path, options: Options, *, progress: Progress = lambda stage, done, total: None
+) -> Result:
+    """Cross-validate the probes on labelled images, train the head on all of them, and save it as a detector.
+
+    Writes head.safetensors (a `Detector`), scores.json, predictions.csv (held out) and run.json into `out`, and keeps
+    the backbone's tokens in out/features for the next time. progress: called with a stage and how far it is.
+
+    Raises InputError for labels that cannot be used or split, WeightsError for the backbone, OutputError for `out`.
+    An image that cannot be read is left out and listed in the failures.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    if not 1 <= options.views <= 8:
+        raise InputError(f"--views counts the turned and mirrored views of a square, from 1 to 8, not {options.views}")
+    arguments = {"data": str(data), "backbone": backbone, "out": str(out), **asdict(options)}
+    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
+    _claim(out, arguments)
+    vit = weights.load(backbone, device=compute_device())
+    samples, statistics, failures = _readable(samples, progress)
+    notes: list[str] = []
+    size, side = _size(samples, vit.patch, options.size)
+    gsd = _gsd(samples, options.gsd, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
+
+    tested = np.zeros(len(samples), bool) if samples.split is None else np.char.lower(samples.split) == "test"
+    if len(np.unique(samples.labels[tested])) < 2:
+        tested[:] = False
+    groups, how = _groups(samples, options)
+    crossing = np.intersect1d(groups[tested], groups[~tested])
+    if len(crossing):
+        raise InputError(
+            f"{samples.origin}: {len(crossing)} groups stand both in the test split and outside it (first: "
+            f"{crossing[0]}): move each group to one side"
+        )
+    fold = np.full(len(samples), -1)
+    kept = np.flatnonzero(~tested)
+    fold[kept] = _folds(samples.take(kept), groups[kept], how, options)
+
+    images = _Images(samples, size, vit.patch)
+    tokens = _tokens(vit, images, out / "features", options, progress)
+    learner = _Learner(vit, images, tokens, samples.labels, groups, statistics, options)
+    held_out = {name: np.full(len(samples), np.nan) for name in (HEAD, LINEAR, KNN, STATISTICS)}
+    for k in range(options.folds):
+        progress("folds", k, options.folds + 1)
+        inside, outside = np.flatnonzero((fold != k) & ~tested), np.flatnonzero(fold == k)
+        for name, p in learner.learn(inside, seed=options.seed + 1 + k)[0](outside).items():
+            held_out[name][outside] = p
+    progress("folds", options.folds, options.folds + 1)
+    predict, trained = learner.learn(kept, seed=options.seed)
+    progress("folds", options.folds + 1, options.folds + 1)
+
+    generator = torch.Generator().manual_seed(options.seed)
+    labels = samples.labels
+    final = {name: best_threshold(labels[kept], p[kept]) for name, p in held_out.items()}
+    crossed = {name: _crossed_thresholds(labels[kept], p[kept], fold[kept]) for name, p in held_out.items()}
+    methods = {
+        name: measure(labels[kept], p[kept], threshold=crossed[name], groups=groups[kept], generator=generator)
+        for name, p in held_out.items()
+    }
+    test = {}
+    if tested.any():
+        for name, p in predict(np.flatnonzero(tested)).items():
+            held_out[name][tested] = p
+            test[name] = measure(labels[tested], p, threshold=final[name], groups=groups[tested], generator=generator)
+
+    threshold = np.full(len(samples), final[HEAD])
+    threshold[kept] = crossed[HEAD]
+    info = DetectorInfo(
+        name=out.resolve().name, gsd_m=gsd, gsd_range_m=(gsd * 0.9, gsd * 1.1), window_px=size, threshold=final[HEAD]
+    )
+    result = Result(
+        methods=methods, test=test, sources=_rates(samples, held_out[HEAD], threshold), threshold=final[HEAD],
+        threshold_from=(
+            f"best F1 on the held-out predictions of all {options.folds} folds ({len(kept)} images); in the figures "
+            "each fold is called at the threshold that is best on the other folds"
+        ),
+        split=f"{options.folds} folds by {how}, {len(np.unique(groups[kept]))} groups",
+        notes=notes, failures=failures, model=out / "head.safetensors",
+    )  # fmt: skip
+    try:
+        detectors.save(Detector(trained.backbone or vit, trained.head, info).cpu(), out / "head.safetensors")
+        _write(out, "probe train", arguments, result, started)
+        _write_predictions(out / "predictions.csv", samples, fold, groups, held_out, threshold)
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written ({error.strerror}): free some space or give another --out"
+        ) from error
+    return result
+
+
+def eval_probe(
+    data: Path, model: str, options: Options, *, out: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:  # fmt: skip
+    """Score a saved detector on labelled images, at the threshold that it carries.
+
+    Images of known ground size are brought to the detector's; one larger than its window is read window by window and
+    the highest probability counts. Beside it stand image statistics, cross-validated on these images, where groups or
+    locations (or split="random") allow. With `out`, writes scores.json, predictions.csv and run.json there.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    arguments = {"data": str(data), "model": model, "out": out and str(out), **asdict(options)}
+    if out is not None:
+        _claim(out, arguments)
+    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
+    detector = detectors.load(model, device=compute_device())
+    samples, statistics, failures = _readable(samples, progress)
+    notes: list[str] = []
+    gsd = options.gsd or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
+    if gsd is None:
+        notes.append(
+            f"the ground size of a pixel is unknown: images are brought to the detector's window of "
+            f"{detector.info.window_px} px, whatever they show; give --gsd"
+        )
+    p = np.empty(len(samples))
+    for i in range(len(samples)):
+        p[i] = _probability(detector, samples.image(i), gsd)
+        progress("images scored", i + 1, len(samples))
+
+    generator = torch.Generator().manual_seed(options.seed)
+    thresholds, methods, groups, fold = detector.info.threshold, {}, None, np.full(len(samples), -1)
+    predictions = {HEAD: p}
+    try:
+        groups, how = _groups(samples, options)
+        fold = _folds(samples, groups, how, options)
+        split = f"{options.folds} folds by {how} for the image statistics"
+    except InputError as error:
+        split = "none: images taken as independent"
+        notes.append(f"no image statistics beside it, and intervals too narrow if images overlap: {error}")
+    methods[HEAD] = measure(samples.labels, p, threshold=thresholds, groups=groups, generator=generator)
+    if groups is not None:
+        q = predictions[STATISTICS] = np.empty(len(samples))
+        for k in range(options.folds):
+            inside, outside = fold != k, fold == k
+            q[outside] = fit_linear(statistics[inside], samples.labels[inside], groups[inside]).probability(
+                statistics[outside]
+            )
+        cut = _crossed_thresholds(samples.labels, q, fold)
+        methods[STATISTICS] = measure(samples.labels, q, threshold=cut, groups=groups, generator=generator)
+    result = Result(
+        methods=methods, sources=_rates(samples, p, np.full(len(p), thresholds)), threshold=thresholds,
+        threshold_from="the detector's own, chosen when it was trained", split=split, notes=notes, failures=failures,
+    )  # fmt: skip
+    if out is not None:
+        _write(out, "probe eval", arguments, result, started)
+        stand = np.arange(len(samples)) if groups is None else groups
+        _write_predictions(out / "predictions.csv", samples, fold, stand, predictions, np.full(len(p), thresholds))
+    return result
+
+
+class ProbeObjective(Objective):
+    """Presence of panels from images (with a backbone) or from cached tokens (without).
+
+    loss = bce(logit, y) + EVIDENCE * bce(pooled patch logits, y); the second term teaches patches from image labels.
+    """
+
+    def __init__(self, head: AttentiveHead, backbone: ViT | None = None):
+        super().__init__()
+        self.head = head
+        self.backbone = backbone
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Batch of (tokens or images, labels as floats)."""
+        inputs, labels = batch
+        tokens = inputs.float() if self.backbone is None else self.backbone.tokens(inputs)
+        reading = self.head(tokens)
+        presence = F.binary_cross_entropy_with_logits(reading.logit, labels)
+        evidence = F.binary_cross_entropy_with_logits(pooled_evidence(reading.patch_logits), labels)
+        return {"loss": presence + EVIDENCE * evidence, "presence": presence, "evidence": evidence}
+
+    @torch.no_grad()
+    def probability(self, inputs: Tensor) -> Float[ndarray, " n"]:
+        """Probability of panels, on the objective's device, in evaluation mode."""
+        self.eval()
+        inputs = inputs.to(next(self.head.parameters()).device)
+        tokens = inputs.float() if self.backbone is None else self.backbone.tokens(inputs)
+        return self.head(tokens).logit.sigmoid().double().cpu().numpy()
+
+
+class _Images:
+    """Images brought to one size, read when asked for."""
+
+    def __init__(self, samples: Samples, size: int, patch: int):
+        self.samples, self.size, self.patch = samples, size, patch
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> UInt8[Tensor, "3 size size"]:
+        return fit_to(self.samples.image(i), self.size, patch=self.patch)
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """Everything that the probes learn from. Tokens stand view by view: those of view v start at v * images."""
+
+    vit: ViT
+    images: _Images
+    tokens: CachedTokens
+    labels: Int[ndarray, " n"]
+    groups: ndarray
+    statistics: Float[ndarray, "n d"]
+    options: Options
+
+    def learn(
+        self, rows: Int[ndarray, " train"], *, seed: int
+    ) -> tuple[Callable[[ndarray], dict[str, ndarray]], ProbeObjective]:
+        """All four probes trained on `rows`: a function from rows to each one's probabilities, and the head's part."""
+        y, groups = self.labels[rows], self.groups[rows]
+        head = self._head(rows, seed)
+        flat = self._pooled(rows)
+        linear = fit_linear(flat.numpy(), y, groups, seed=seed)
+        by_statistics = fit_linear(self.statistics[rows], y, groups, seed=seed)
+
+        def predict(at: ndarray) -> dict[str, ndarray]:
+            seen = self._pooled(at)
+            cls = self.vit.dim  # kNN compares CLS alone, as DINO does; the linear probe has the mean patch as well
+            neighbours = knn_probability(flat[:, :cls], torch.from_numpy(y), seen[:, :cls], k=20, classes=2)
+            return {
+                HEAD: np.concatenate([head.probability(part) for part in self._inputs(at, head)]),
+                LINEAR: linear.probability(seen.numpy()),
+                KNN: neighbours[:, 1].double().numpy(),
+                STATISTICS: by_statistics.probability(self.statistics[at]),
+            }
+
+        return predict, head
+
+    def _head(self, rows: Int[ndarray, " train"], seed: int) -> ProbeObjective:
+        options, images, views = self.options, len(self.images), self.options.views
+        device = next(self.vit.parameters()).device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = AttentiveHead(self.vit.dim, heads=self.vit.heads)
+            tuned, merge = _with_lora(self.vit, options.lora) if options.lora else (None, None)
+        objective = ProbeObjective(head, tuned).to(device)
+        labels = torch.from_numpy(self.labels).float()
+
+        def collate(chosen: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            at = torch.as_tensor(list(chosen))
+            view = torch.randint(views, (len(at),), generator=generator)
+            if tuned is None:
+                return self.tokens[view * images + at], labels[at]
+            return torch.stack([turned(self.images[i], v) for i, v in zip(at.tolist(), view.tolist())]), labels[at]
+
+        batches = Batches(rows.tolist(), options.batch, seed=seed, collate=collate)
+        steps = max(1, options.epochs * len(rows) // options.batch)
+        fit(
+            objective, batches, steps=steps, lr=options.lr, weight_decay=0.05, warmup=max(1, steps // 20), clip=1.0,
+            seed=seed, device=device,
+        )  # fmt: skip
+        if merge is not None:
+            objective.backbone = merge()
+        return objective.eval()
+
+    def _inputs(self, rows: ndarray, objective: ProbeObjective) -> Iterator[Tensor]:
+        """What the objective reads, a few rows at a time, upright."""
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            if objective.backbone is None:
+                yield self.tokens[part]
+            else:
+                yield torch.stack([self.images[int(i)] for i in part])
+
+    def _pooled(self, rows: ndarray) -> Float[Tensor, "n features"]:
+        return torch.cat([pooled(self.tokens[rows[i : i + 256]]) for i in range(0, len(rows), 256)])
+
+
+def _with_lora(vit: ViT, rank: int) -> tuple[ViT, Callable[[], ViT]]:
+    """A copy of the backbone with trainable low-rank adapters on qkv and proj of each block, and how to merge them.
+
+    Hu et al. 2021, arXiv:2106.09685; alpha = 2 rank.
+    """
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError as error:
+        raise InputError("--lora needs the package peft: pip install 'negah[lora]'") from error
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"blocks\.\d+\.attn\.(qkv|proj)")
+    adapted: Any = LoraModel(deepcopy(vit), config, "default")
+    return adapted.model, adapted.merge_and_unload
+
+
+def _readable(samples: Samples, progress: Progress) -> tuple[Samples, Float[ndarray, "n d"], list[tuple[str, str]]]:
+    """The samples that can be read, their image statistics, and (name, reason) of those that cannot."""
+    rows, kept, failures = [], [], []
+    for i, name in enumerate(samples.names):
+        try:
+            rows.append(image_statistics([samples.image(i)]))
+            kept.append(i)
+        except InputError as error:
+            failures.append((name, str(error)))
+        progress("images read", i + 1, len(samples))
+    if not kept:
+        raise InputError(f"none of the {len(samples)} images of {samples.origin} can be read (first: {failures[0][1]})")
+    return samples.take(np.array(kept)).labelled(), np.concatenate(rows), failures
+
+
+def _size(samples: Samples, patch: int, wanted: int | None) -> tuple[int, float]:
+    """Side that images are brought to, a multiple of the patch, and the median longer side of the images."""
+    looked_at = np.unique(np.linspace(0, len(samples) - 1, 32).astype(int))
+    side = float(np.median([max(samples.image(int(i)).shape[:2]) for i in looked_at]))
+    if wanted is not None and (wanted < patch or wanted % patch):
+        near = patch * max(1, round(wanted / patch))
+        raise InputError(f"--size {wanted} is not a multiple of the backbone's patch of {patch} px: give {near}")
+    return wanted or max(patch, min(-(-int(side) // patch), LARGEST_PX // patch) * patch), side
+
+
+def _gsd(samples: Samples, given: float | None, notes: list[str]) -> float:
+    if given is not None:
+        return given
+    if samples.gsd_m is not None:
+        return float(np.median(samples.gsd_m))
+    assumed = DetectorInfo(name="").gsd_m
+    notes.append(
+        f"the ground size of a pixel is unknown, and the saved detector is marked for {assumed} m: give --gsd before "
+        "surveying with it"
+    )
+    return assumed
+
+
+def _groups(samples: Samples, options: Options) -> tuple[ndarray, Split]:
+    """What must not be parted, and by what it was found. Raises InputError when nothing is known (see `folds_of`)."""
+    how = options.split or ("group" if samples.groups is not None else "location")
+    if how == "random":
+        return np.arange(len(samples)), how
+    if how == "group" and samples.groups is not None:
+        return samples.groups, how
+    if how == "location" and samples.lat is not None and samples.lon is not None:
+        return location_groups(samples.lat, samples.lon, distance_m=options.distance_m), how
+    if options.split is not None:
+        what = "groups: give --group COLUMN" if how == "group" else "locations: give columns lat and lon, or GeoTIFFs"
+        raise InputError(f"--split {how}: {samples.origin} knows no {what}")
+    folds_of(samples.labels)  # raises, saying what to give
+    raise AssertionError("a split was made without groups or locations")
+
+
+def _folds(samples: Samples, groups: ndarray, how: Split, options: Options) -> Int[ndarray, " n"]:
+    if how == "random":
+        return random_folds(samples.labels, folds=options.folds, seed=options.seed)
+    return folds_of(samples.labels, groups=groups, folds=options.folds, seed=options.seed)
+
+
+def _tokens(vit: ViT, images: _Images, folder: Path, options: Options, progress: Progress) -> CachedTokens:
+    """Tokens of every image upright, then of every other view; LoRA turns images itself and needs only the upright."""
+    views = 1 if options.lora else options.views
+    total, done = views * len(images), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("features", done, total)
+
+    stream = (turned(images[i], v) for v in range(views) for i in range(len(images)))
+    return cached_tokens(vit, stream, folder, device=next(vit.parameters()).device, advance=advance)
+
+
+def _crossed_thresholds(labels: ndarray, p: ndarray, fold: ndarray) -> Float[ndarray, " n"]:
+    """For each sample the best threshold on the held-out predictions of the folds that it is not in."""
+    out = np.empty(len(p))
+    for k in np.unique(fold):
+        out[fold == k] = best_threshold(labels[fold != k], p[fold != k])
+    return out
+
+
+@torch.no_grad()
+def _probability(detector: Detector, image: UInt8[ndarray, "h w 3"], gsd: float | None) -> float:
+    """Highest probability over the windows of an image; of unknown ground size, of the whole image in one window."""
+    info, patch = detector.info, detector.patch
+    device = next(detector.parameters()).device
+    if gsd is None:
+        return float(detector(fit_to(image, info.window_px, patch=patch)[None].to(device)).logit.sigmoid())
+    scale = gsd / info.gsd_m
+    if abs(scale - 1) > 0.02:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)
+        image = pixels[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    parts = []
+    for box in grid(image.shape[1], image.shape[0], info.window_px, info.window_px // 2):
+        part = image[box.row : box.row + box.height, box.col : box.col + box.width]
+        pad = [(0, max(0, info.window_px - side)) for side in part.shape[:2]]
+        # Mirrored as often as it takes, so that no border of black makes an edge that is not there.
+        parts.append(torch.from_numpy(np.pad(part, [*pad, (0, 0)], mode="symmetric")).permute(2, 0, 1))
+    batches = torch.stack(parts).split(64)
+    return max(float(detector(batch.to(device)).logit.sigmoid().max()) for batch in batches)
+
+
+def _rates(samples: Samples, p: ndarray, threshold: ndarray) -> list[SourceRates]:
+    """Rates by source, where sources are named."""
+    rates = []
+    for source in [] if samples.source is None else np.unique(samples.source):
+        mine = samples.source == source
+        c = confusion(samples.labels[mine], p[mine], threshold[mine])
+        rates.append(
+            SourceRates(
+                source=str(source), images=int(mine.sum()), positives=int(samples.labels[mine].sum()),
+                true_positive_rate=float(recall(c)), false_positive_rate=float(false_positive_rate(c)),
+            )
+        )  # fmt: skip
+    return rates
+
+
+def _claim(out: Path, arguments: dict[str, Any]) -> None:
+    """Make the folder. Raises OutputError when it holds a run of other arguments, or cannot be made."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        before = json.loads((out / "run.json").read_text(encoding="utf-8")) if (out / "run.json").exists() else None
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out} cannot be used as the output folder ({error}): give another --out") from error
+    if before is not None and before.get("arguments") != json.loads(json.dumps(arguments)):
+        raise OutputError(f"{out} holds the results of another run: give another --out, or remove it")
+
+
+def _write(out: Path, verb: str, arguments: dict[str, Any], result: Result, started: datetime.datetime) -> None:
+    scores = as_plain(result)
+    finished = datetime.datetime.now(datetime.UTC)
+    run = {
+        "negah": __version__,
+        "verb": verb,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "arguments": arguments,
+        "seeds": {"split, training, bootstrap": arguments["seed"]},
+        "versions": versions() | {"scikit-learn": sklearn.__version__},
+        "hardware": hardware(compute_device()),
+    }
+    for name, content in (("scores.json", scores), ("run.json", run)):
+        try:
+            (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{out / name} cannot be written ({error.strerror}): free some space") from error
+
+
+def as_plain(result: Result) -> dict[str, Any]:
+    """The result for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple) and hasattr(value, "_asdict"):
+            return plain(value._asdict())
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        if isinstance(value, float):
+            return value if np.isfinite(value) else None
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(asdict(result))
+
+
+def _write_predictions(
+    path: Path, samples: Samples, fold: ndarray, groups: ndarray, p: dict[str, ndarray], threshold: ndarray
+) -> None:
+    """A row per image: what was said of it by probes that had not seen it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "label", "group", "fold", "threshold", *p])
+        for i, name in enumerate(samples.names):
+            where = "test" if fold[i] < 0 else int(fold[i])
+            figures = [f"{values[i]:.6f}" for values in p.values()]
+            rows.writerow([name, int(samples.labels[i]), groups[i], where, f"{threshold[i]:.6f}", *figures])
