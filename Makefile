@@ -15,7 +15,7 @@ WORKERS ?= 2
 DEMO ?= build/demo
 DEMO_SIZE ?= 2000
 
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PIP = $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 # A stamp says: this environment holds this checkout, as its pyproject.toml was then.  Its name holds the checkout's
 # folder, so that an environment that is shared by several checkouts follows the one that asks.
 HERE := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d' ' -f1)

@@ -4,7 +4,7 @@
     python benchmarks/duke_grouped.py --work runs/duke --fold 2    # one fold (several can run side by side)
 
 Duke tiles, five folds that keep overlapping tiles together; in each fold the recipe's second stage runs anew on the
-other four.  The first stage sees no Duke tile at all, so it is the same in every fold and is run once (--work keeps it).
+other four.  The first stage sees no Duke tile at all, so it is the same in every fold and runs once (--work keeps it).
 Beside it, on the same folds: image statistics with a logistic regression.  A fold's threshold is chosen on the other
 folds' held-out predictions.  Rates on UC Merced and Jiangsu are of pictures and places kept aside from both stages.
 Sim-to-real is a detector trained on nothing but generated scenes, tested on all labelled Duke tiles.
@@ -51,7 +51,9 @@ def main() -> None:
             lambda part=part, k=k: aerial.second_stage(base, part, elsewhere, out=args.work / f"fold{k}"),
         )
     if args.fold is None:
-        simulated = once(args.work / "scenes.safetensors", lambda: aerial.scenes_only(elsewhere, out=args.work / "scenes"))
+        simulated = once(
+            args.work / "scenes.safetensors", lambda: aerial.scenes_only(elsewhere, out=args.work / "scenes")
+        )
         report([load(args.work / f"fold{k}.safetensors") for k in range(FOLDS)], simulated, base, data)
 
 
@@ -89,16 +91,21 @@ def report(detectors: list[Detector], simulated: Detector, base: Detector, data:
     ]
     for k in range(FOLDS):
         test = fold == k
-        scores = measure(y[test], ours[test], threshold=0.5, groups=groups[test], generator=torch.Generator().manual_seed(SEED))
+        scores = measure(
+            y[test], ours[test], threshold=0.5, groups=groups[test], generator=torch.Generator().manual_seed(SEED)
+        )
         rows.append({"name": "negah/aerial-tiny recipe", "set": f"duke, fold {k}"} | as_row(scores))
     rows += elsewhere_rows(detectors, data, float(np.mean(thresholds(ours))))
     auc = rows[0]["auc"]
     path = results.write(
         "duke_grouped", claim="Pooled AUC of panel presence on Duke tiles, five grouped folds, the recipe run in each",
         rows=rows, seeds=[SEED], packages=("numpy", "scikit-learn"),
-        headline={"value": auc, "unit": "AUC", "target": TARGET, "better": "higher", "low": rows[0]["auc_low"], "high": rows[0]["auc_high"]},
+        headline={"value": auc, "unit": "AUC", "target": TARGET, "better": "higher",
+                  "low": rows[0]["auc_low"], "high": rows[0]["auc_high"]},
     )  # fmt: skip
-    print(f"AUC {auc:.4f} [{rows[0]['auc_low']:.4f}, {rows[0]['auc_high']:.4f}], statistics {rows[1]['auc']:.4f}; {path}")
+    print(
+        f"AUC {auc:.4f} [{rows[0]['auc_low']:.4f}, {rows[0]['auc_high']:.4f}], statistics {rows[1]['auc']:.4f}; {path}"
+    )
 
 
 def as_row(scores: Scores) -> dict:

@@ -1,4 +1,4 @@
-"""Claim: `negah survey` looks at twice as many tiles a second as the loop that a user would write, with the same verdicts.
+"""Claim: `negah survey` looks at twice as many tiles a second as the loop a user would write, with the same verdicts.
 
     python benchmarks/survey_throughput.py
 
@@ -62,7 +62,8 @@ def main() -> None:
     path = results.write(
         "survey_throughput", claim="Tiles per second of a whole survey over those of a plain loop with transformers",
         rows=rows, seeds=[0], packages=("transformers", "rasterio", "pillow", "numpy"),
-        headline={"value": worst["ratio"], "unit": f"times the loop, {worst['input']}", "target": TARGET, "better": "higher"},
+        headline={"value": worst["ratio"], "unit": f"times the loop, {worst['input']}",
+                  "target": TARGET, "better": "higher"},
     )  # fmt: skip
     print(path)
 
@@ -87,7 +88,8 @@ def compare(path: Path, loop, detector: Detector, out: Path, repeat: int) -> dic
     threshold = detector.info.threshold
     ratios = [o / t for o, t in zip(ours, theirs, strict=True)]
     return {
-        "tiles": len(keys), "ours_per_s": ours, "loop_per_s": theirs, "ratio": statistics.median(ratios), "ratios": ratios,
+        "tiles": len(keys), "ours_per_s": ours, "loop_per_s": theirs, "ratio": statistics.median(ratios),
+        "ratios": ratios,
         "largest_difference": float(np.abs(a - b).max()), "over_tolerance": int((np.abs(a - b) > TOLERANCE).sum()),
         "verdicts_changed": int(((a >= threshold) != (b >= threshold)).sum()),
     }  # fmt: skip
@@ -95,7 +97,9 @@ def compare(path: Path, loop, detector: Detector, out: Path, repeat: int) -> dic
 
 def read_probabilities(out: Path) -> dict[str, float]:
     with (out / "tiles.csv").open(newline="") as file:
-        return {f"{Path(row['source']).name} {row['window']}": float(row["probability"]) for row in csv.DictReader(file)}
+        return {
+            f"{Path(row['source']).name} {row['window']}": float(row["probability"]) for row in csv.DictReader(file)
+        }
 
 
 def tile_loop(folder: Path, peer, detector: Detector) -> dict[str, float]:
@@ -104,7 +108,9 @@ def tile_loop(folder: Path, peer, detector: Detector) -> dict[str, float]:
     found: dict[str, float] = {}
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
-        images = [np.asarray(Image.open(n).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for n in batch]
+        images = [
+            np.asarray(Image.open(n).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for n in batch
+        ]
         for name, p in zip(batch, judge(images, peer, detector), strict=True):
             found[f"{name.name} c0_r0"] = p
     return found

@@ -10,8 +10,8 @@ from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Before anything imports negah: each annotated shape and type is checked at every call that a test makes.  The hook takes
-# the checker by name, so a module is made to hold it: beartype, with an int where a float is due as pyright allows it.
+# Before anything imports negah: each annotated shape and type is checked at every call that a test makes.  The hook
+# takes its checker by name, so a module is made to hold it: beartype, taking an int for a float as pyright does.
 checks = ModuleType("negah_runtime_checks")
 checks.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # pyright: ignore[reportAttributeAccessIssue]
 sys.modules[checks.__name__] = checks

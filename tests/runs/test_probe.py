@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from negah import probe, weights
 from negah.errors import InputError, OutputError
 from negah.nn.vit import ViT
 from negah.probe.detector import Detector
-from negah.runs.probe import Options, eval_probe, train_probe
+from negah.probe.metrics import best_threshold
+from negah.runs.probe import Options, Result, eval_probe, train_probe
 
-QUICK = {"folds": 3, "epochs": 30, "batch": 16, "views": 2}
+
+def quick(**more: Any) -> Options:
+    return Options(folds=3, epochs=30, batch=16, views=2, **more)
 
 
 def picture(label: int, seed: int, side: int = 30) -> np.ndarray:
@@ -46,11 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> tuple[Path, object]:
+def trained(folder: Path) -> tuple[Path, Result]:
     out = folder / "out"
-    return out, train_probe(
-        folder / "labels.csv", str(folder / "vit.safetensors"), out, Options(group="place", **QUICK)
-    )
+    return out, train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), out, quick(group="place"))
 
 
 def test_all_four_stand_side_by_side_and_find_what_is_plain(trained):
@@ -79,8 +81,6 @@ def test_the_threshold_of_a_fold_ignores_that_fold(trained):
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     label, fold = (np.array([int(row[name]) for row in rows]) for name in ("label", "fold"))
     p, used = (np.array([float(row[name]) for row in rows]) for name in ("attentive head", "threshold"))
-    from negah.probe.metrics import best_threshold
-
     for k in range(3):
         assert used[fold == k] == pytest.approx(best_threshold(label[fold != k], p[fold != k]), abs=2e-6)
     assert result.threshold == pytest.approx(best_threshold(label, p), abs=2e-6)
@@ -92,7 +92,7 @@ def test_the_saved_detector_is_what_was_trained(trained, folder):
     assert detector.info.window_px == 32 and detector.info.threshold == result.threshold
     backbone = weights.load(folder / "vit.safetensors")
     assert torch.equal(detector.backbone.pos_embed, backbone.pos_embed)
-    again = eval_probe(folder / "labels.csv", str(out / "head.safetensors"), Options(group="place", **QUICK))
+    again = eval_probe(folder / "labels.csv", str(out / "head.safetensors"), quick(group="place"))
     assert again.methods["attentive head"].auc.value > 0.95  # on its own training images
     assert again.methods["image statistics"].auc == pytest.approx(result.methods["image statistics"].auc, abs=0.2)
     assert again.notes and "--gsd" in again.notes[0]
@@ -111,21 +111,19 @@ def test_everything_is_written_down(trained, folder):
 
 def test_the_same_seed_gives_the_same_figures(trained, folder, tmp_path):
     _, result = trained
-    again = train_probe(
-        folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out", Options(group="place", **QUICK)
-    )
+    again = train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out", quick(group="place"))
     assert again.methods == result.methods and again.threshold == result.threshold
 
 
 def test_a_split_is_asked_for_and_never_random_by_silence(folder, tmp_path):
     args = folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out"
     with pytest.raises(InputError, match=r"--group COLUMN.*--split random"):
-        train_probe(*args, Options(**QUICK))
-    with pytest.raises(InputError, match="knows no locations"):
-        train_probe(*args, Options(split="location", **QUICK))
-    with pytest.raises(InputError, match="views"):
+        train_probe(*args, quick())
+    with pytest.raises(InputError, match=r"knows no locations"):
+        train_probe(*args, quick(split="location"))
+    with pytest.raises(InputError, match=r"--views"):
         train_probe(*args, Options(views=9))
-    with pytest.raises(InputError, match="--size 30 is not a multiple.*give 32"):
+    with pytest.raises(InputError, match=r"--size 30 is not a multiple.*give 32"):
         train_probe(*args, Options(group="place", size=30))
 
 
@@ -136,7 +134,7 @@ def test_unreadable_images_are_left_out_and_named_and_a_test_split_is_kept_out(f
         for i in range(40):
             (tmp_path / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes() if i != 7 else b"broken")
             rows.writerow([f"{i}.png", i // 2 % 2, i // 2, "test" if i >= 30 else "train"])
-    result = train_probe(tmp_path, str(folder / "vit.safetensors"), tmp_path / "out", Options(gsd=0.25, **QUICK))
+    result = train_probe(tmp_path, str(folder / "vit.safetensors"), tmp_path / "out", quick(gsd=0.25))
     assert [name for name, _ in result.failures] == ["7.png"]
     assert result.methods["linear"].samples == 29 and result.test["linear"].samples == 10
     assert result.test["attentive head"].threshold == result.threshold

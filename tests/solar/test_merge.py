@@ -14,6 +14,7 @@ from negah.solar.ledger import Window, pack
 from negah.solar.merge import LEVEL, Component, Strip, components, strips
 from negah.solar.plan import Axis, Layout
 
+
 def axis(size: int, window: int, cells: int, overlap: float) -> Axis:
     """As a plan makes them: a raster shorter than a window is one window."""
     if size <= window:

@@ -222,7 +222,9 @@ def test_the_page_stays_small_whatever_comes(report, tmp_path):
     ]
     finds = [Find(picture(200, 200, i), rng.random((50, 50), dtype=np.float32), "x", 0.5) for i in range(FINDS)]
     path = tmp_path / "report.html"
-    write_report(replace(report, overviews=big, most_certain=finds, least_certain=finds), path)
+    endless = "x" * 1_000_000
+    write_report(replace(report, overviews=big, most_certain=finds, least_certain=finds, notes=[endless]), path)
+    assert "(1,000,000 characters)" in path.read_text("utf-8")
     assert path.stat().st_size < BUDGET
     text = path.read_text("utf-8")
     drawn = re.findall(r"the ([\d,]+) largest of 60,000 outlined", text)

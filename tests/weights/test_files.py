@@ -101,7 +101,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"patch_embed.proj.weight": Evil()}, tmp_path / "evil.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil()))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     for name in ("evil.pth", "plain.pth"):
         assert f"{name} cannot be read as a torch file of plain tensors" in error(tmp_path / name)
     assert not (tmp_path / "ran").exists()

@@ -74,11 +74,20 @@ def test_loading_leaves_the_random_state_alone(tmp_path):
 
 @pytest.mark.parametrize("layout", ["hub", "transformers", "timm"])
 def test_each_missing_key_is_named(tmp_path, layout):
-    state = state_in(layout, tmp_path)
+    # A file without registers is a model of its own: there only config.json could say that they are missing.
+    state = state_in(layout, tmp_path, random_vit(registers=0, depth=1))
     for key in state:
         path = tmp_path / "broken.safetensors"
         save_file({name: tensor for name, tensor in state.items() if name != key}, path)
         assert re.search(rf"\b{re.escape(key)}\b", error(path, layout=layout)), key
+
+
+def test_registers_that_config_json_promises_are_missed(tmp_path):
+    folder = weights.save(random_vit(), tmp_path / "model", layout="transformers")
+    state = load_file(folder / "model.safetensors")
+    del state["embeddings.register_tokens"]
+    save_file(state, folder / "model.safetensors")
+    assert error(folder).endswith("missing: embeddings.register_tokens")
 
 
 @pytest.mark.parametrize("layout", ["hub", "transformers", "timm"])

@@ -141,7 +141,7 @@ class _Bars:
                 show.stderr().print(f"training on {which}" if done == total - 1 else f"training for {which}")
             return
         if stage != self.stage:
-            self.stage, self.bar = stage, show.progress(self.quiet)
+            self.stage, self.bar = stage, show.progress(quiet=self.quiet)
             self.task = self.bar.add_task(stage, total=total)
             self.bar.start()
         if self.bar is not None:

@@ -33,17 +33,22 @@ class Scene(show.Verb):
     def run(self) -> int:
         from negah.runs.scene import draw
 
-        drawn = draw(self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed)
+        with show.progress(quiet=self.json) as bar:
+            task = bar.add_task("drawing", total=None)
+            truth = draw(
+                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
         if self.json:
-            show.as_json(drawn)
+            show.as_json(truth)
             return 0
         show.table(
             [
-                ("picture", drawn.image),
-                ("truth, raster", drawn.mask),
-                ("truth, polygons", drawn.panels),
-                ("side", f"{drawn.size_px:,} px = {drawn.size_px * drawn.gsd_m:,.0f} m"),
-                ("panels", f"{drawn.count:,} installations, {drawn.plan_area_m2:,.0f} m² seen from above"),
+                ("picture", truth.image),
+                ("truth, raster", truth.mask),
+                ("truth, polygons", truth.panels),
+                ("side", f"{self.size_px:,} px = {self.size_px * self.gsd:,.0f} m"),
+                ("panels", f"{truth.arrays:,} arrays, {truth.plan_area_m2:,.0f} m² seen from above"),
             ],
             title="A generated town",
         )

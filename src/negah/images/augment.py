@@ -36,7 +36,10 @@ def move(
     scale = uniform(math.log(zoom[0]), math.log(zoom[1])).exp().reciprocal()
     flip = torch.randint(2, (b,), generator=generator) * 2.0 - 1
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    rows = [torch.stack([cos * flip, -sin, uniform(-shift, shift)], 1), torch.stack([sin * flip, cos, uniform(-shift, shift)], 1)]
+    rows = [
+        torch.stack([cos * flip, -sin, uniform(-shift, shift)], 1),
+        torch.stack([sin * flip, cos, uniform(-shift, shift)], 1),
+    ]
     grid = F.affine_grid(torch.stack(rows, 1), [b, 4, size, size], align_corners=False)
     both = torch.cat([images.float() / 255, masks], 1)
     both = F.grid_sample(both, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -19,7 +19,6 @@ from numpy import ndarray
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader, MemoryFile
-from rasterio.windows import Window
 
 from negah.errors import InputError
 from negah.images.windows import Box
@@ -138,7 +137,7 @@ class Bands:
         Decimation averages, on overviews where there are some; it is for previews of large rasters.
         Raises InputError where the file is damaged.
         """
-        window = Window(box.col, box.row, box.width, box.height)
+        window = _window(box)
         same = shape == (box.height, box.width)
         resampling = Resampling.nearest if same or self._palette is not None else Resampling.average
         indexes = [*self._shown, self._alpha] if self._alpha else self._shown
@@ -220,7 +219,7 @@ class Bands:
             boxes = [(Box(col, row, size[1], size[0]), size) for row in rows for col in cols]
         parts = []
         for box, shape in boxes:
-            window = Window(box.col, box.row, box.width, box.height)
+            window = _window(box)
             try:
                 values = dataset.read(self._shown, window=window, out_shape=(len(self._shown), *shape))
                 mask = dataset.dataset_mask(window=window, out_shape=shape) != 0
@@ -237,6 +236,11 @@ class Bands:
         for value, colour in self._dataset.colormap(self._shown[0]).items():
             palette[value] = colour
         return palette
+
+
+def _window(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A box the way rasterio takes it: rows and columns, each from first to end."""
+    return (box.row, box.row + box.height), (box.col, box.col + box.width)
 
 
 def reason(error: Exception) -> str:

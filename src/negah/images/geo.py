@@ -35,10 +35,8 @@ def pixel_size_m(crs: CRS, transform: Affine, col: float, row: float) -> tuple[f
         return _length(transform.a, transform.d) * frame.unit_m, _length(transform.b, transform.e) * frame.unit_m
     try:
         right, down = _steps(frame, transform, col, row, 1.0, 1.0)
-        right, down = _steps(
-            frame, transform, col, row, max(1.0, PROBE_M / _length(*right)), max(1.0, PROBE_M / _length(*down))
-        )
-    except (ProjError, ZeroDivisionError, ValueError):
+        right, down = _steps(frame, transform, col, row, _probe(right), _probe(down))
+    except (ProjError, ValueError):
         x, y = transform.a * col + transform.b * row + transform.c, transform.d * col + transform.e * row + transform.f
         raise GeoError(
             f"pixel ({col:g}, {row:g}) lies at ({x:g}, {y:g}), which is no place on earth in its CRS "
@@ -46,6 +44,8 @@ def pixel_size_m(crs: CRS, transform: Affine, col: float, row: float) -> tuple[f
         ) from None
     width, height = _length(*right), _length(*down)
     area = abs(right[0] * down[1] - right[1] * down[0])
+    if area == 0:  # a pole, where a row of a raster in degrees shrinks to a point
+        return width, height
     shear = math.sqrt(area / (width * height))  # 1 where the pixel's axes meet at a right angle
     return width * shear, height * shear
 
@@ -132,6 +132,12 @@ def _steps(
             raise ValueError("not on earth")
         out.append((float(east[pair].sum() / share), float(north[pair].sum() / share)))
     return out[0], out[1]
+
+
+def _probe(pixel: tuple[float, float]) -> float:
+    """Over how many pixels one of this size is measured."""
+    length = _length(*pixel)
+    return min(max(1.0, PROBE_M / length), 1e6) if length > 0 else 1.0
 
 
 def _length(x: float, y: float) -> float:

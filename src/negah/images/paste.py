@@ -74,7 +74,9 @@ def draw_arrays(
     v = (-angle.sin() * x + angle.cos() * y) / down + rows / 2
     inside = (u >= 0) & (u < columns) & (v >= 0) & (v < rows)
     if panel:  # a few modules are missing at the corners, as around vents and hips
-        missing = (torch.rand(b, 14 * 6, generator=generator) < 0.08 * torch.rand(b, 1, generator=generator) * 2).float()
+        missing = (
+            torch.rand(b, 14 * 6, generator=generator) < 0.08 * torch.rand(b, 1, generator=generator) * 2
+        ).float()
         index = (v.clamp(0, 5).long() * 14 + u.clamp(0, 13).long()).flatten(1)
         inside = inside & (missing.gather(1, index).view_as(u) < 0.5)
     there = torch.ones(b, 1, 1) if certain else (draw(0, 1) < 0.4).float()

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 from negah.errors import InputError
@@ -299,7 +298,7 @@ def _unpack(path: Path, member: Member, size: int) -> bytes:
 _streams = threading.local()
 
 
-def _stream(path: Path) -> IO[bytes]:
+def _stream(path: Path) -> gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile:
     """What a compressed tar unpacks to, as a file that seeks forward cheaply and backward from the start.
 
     Each thread keeps the last one open: members are asked for in the archive's order, so that each thread unpacks the

@@ -58,7 +58,9 @@ class Detector(nn.Module):
         return self.head(self.backbone.tokens(images))
 
     @classmethod
-    def random(cls, *, seed: int = 0, dim: int = 32, depth: int = 1, patch: int = 8, window_px: int = 104) -> "Detector":
+    def random(
+        cls, *, seed: int = 0, dim: int = 32, depth: int = 1, patch: int = 8, window_px: int = 104
+    ) -> "Detector":
         """A detector of random weights in the true layout: for tests and dry runs; its readings mean nothing."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -90,11 +92,15 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Det
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("negah", "null"))
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+            state = {key: file.get_tensor(key).float() for key in file.keys()}
     except Exception as error:  # safetensors raises its own, undocumented kinds
-        raise WeightsError(f"{path} is not a readable safetensors file ({error}): give a file written by negah") from error
+        raise WeightsError(
+            f"{path} is not a readable safetensors file ({error}): give a file written by negah"
+        ) from error
     if not isinstance(meta, dict) or not {"backbone", "head", "info"} <= meta.keys():
-        raise WeightsError(f"{path} holds no detector (no 'negah' metadata): give a file written by `negah probe train`")
+        raise WeightsError(
+            f"{path} holds no detector (no 'negah' metadata): give a file written by `negah probe train`"
+        )
     info = meta["info"]
     info = DetectorInfo(**{**info, "gsd_range_m": tuple(info["gsd_range_m"]), "area_ratio": tuple(info["area_ratio"])})
     head = meta["head"]
@@ -122,5 +128,7 @@ def detector_path(name_or_path: str | Path) -> Path:
         return path
     path = Path(text)
     if not path.is_file():
-        raise WeightsError(f"no model file at {path}: give a .safetensors file or a bundled name like negah/aerial-tiny")
+        raise WeightsError(
+            f"no model file at {path}: give a .safetensors file or a bundled name like negah/aerial-tiny"
+        )
     return path

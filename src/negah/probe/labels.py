@@ -12,7 +12,7 @@ nothing is guessed, in particular not which class is the positive one.
 import csv
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -55,6 +55,7 @@ class Samples:
     split: ndarray | None = None
     source: ndarray | None = None
     gsd_m: Float[ndarray, " n"] | None = None
+    archives: dict[Path, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)  # open, shared
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,8 +64,8 @@ class Samples:
         """Those samples that a boolean mask [n] or a list of positions names."""
         at = np.arange(len(self))[keep]
         picked = {
-            field: None if (values := getattr(self, field)) is None else values[at]
-            for field in ("labels", "groups", "lat", "lon", "split", "source", "gsd_m")
+            name: None if (values := getattr(self, name)) is None else values[at]
+            for name in ("labels", "groups", "lat", "lon", "split", "source", "gsd_m")
         }
         return replace(self, names=tuple(self.names[i] for i in at), files=tuple(self.files[i] for i in at), **picked)
 
@@ -82,8 +83,10 @@ class Samples:
         if member is None:
             return read_image(path, name=self.names[i])
         try:
-            with zipfile.ZipFile(path) as archive:
-                content = archive.read(member)
+            # Kept open: reading the directory of a large archive takes longer than reading an image.
+            if path not in self.archives:
+                self.archives[path] = zipfile.ZipFile(path)
+            content = self.archives[path].read(member)
         except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise InputError(f"{path.name}: member {member} cannot be read ({error}): repack the archive") from error
         return read_image(content, name=self.names[i])
@@ -146,11 +149,11 @@ def _from_csv(path: Path, group: str | None, positive: str | None) -> Samples:
     labels = [_label(c, positive, f"{path}, row {i}: label {c!r}") for i, c in enumerate(classes, start=2)]
     _expect(positive, classes, str(path))
 
-    def column(name: str | None) -> ndarray | None:
+    def column(name: str) -> ndarray | None:
         filled = name in columns and any(row[name].strip() for row in rows)
         return np.array([row[name].strip() for row in rows]) if filled else None
 
-    groups = column(group or next((c for c in GROUP_COLUMNS if c in columns), None))
+    groups = column(group or next((c for c in GROUP_COLUMNS if c in columns), GROUP_COLUMNS[0]))
     if groups is not None and (groups == "").any():
         # An image that nobody put into a group stands alone; the prefix keeps it apart from every named group.
         groups = np.array([g or f"alone:{name}" for g, name in zip(groups, names)])
@@ -274,11 +277,11 @@ def _georeferences(samples: Samples) -> Iterator[tuple[float, float, float]]:
                     return
                 centre = raster.width / 2, raster.height / 2
                 x, y = raster.transform @ centre
-                (lon,), (lat,) = transform(raster.crs, "EPSG:4326", [x], [y])
+                lon, lat, *_ = transform(raster.crs, "EPSG:4326", [x], [y])
                 gsd_m = float(np.mean(pixel_size_m(raster.crs, raster.transform, *centre)))
         except (RasterioError, GeoError):
             return
-        yield lon, lat, gsd_m
+        yield lon[0], lat[0], gsd_m
 
 
 def _some(names: Sequence[str]) -> str:

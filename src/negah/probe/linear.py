@@ -93,5 +93,5 @@ def _path(x: Float[ndarray, "n d"], y: Int[ndarray, " n"], strengths: Sequence[f
         warnings.simplefilter("ignore", ConvergenceWarning)
         for l2 in strengths:
             model.set_params(C=1 / l2).fit(x, y)
-            solutions.append((model.coef_[0].copy(), float(model.intercept_[0])))
+            solutions.append((model.coef_[0].copy(), float(np.ravel(model.intercept_)[0])))
     return solutions

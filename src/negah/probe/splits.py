@@ -15,7 +15,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from negah.errors import InputError
 
@@ -98,7 +98,7 @@ def location_groups(lat: Values, lon: Values, *, distance_m: float = NEIGHBOUR_M
     """
     points = _on_sphere(np.asarray(lat, dtype=float), np.asarray(lon, dtype=float))
     chord = 2 * np.sin(min(distance_m / (2 * EARTH_RADIUS_M), np.pi / 2))
-    pairs = cKDTree(points).query_pairs(chord, output_type="ndarray")
+    pairs = KDTree(points).query_pairs(chord, output_type="ndarray")
     links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     return connected_components(links, directed=False)[1].astype(np.int64)
 

@@ -9,6 +9,7 @@ folds, and the detector that is saved, trained on all folds, carries the one tha
 import csv
 import datetime
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from negah import __version__, weights
@@ -35,10 +37,11 @@ from negah.probe.features import CachedTokens, cached_tokens, fit_to, turned
 from negah.probe.knn import knn_probability
 from negah.probe.labels import Samples, read_samples
 from negah.probe.linear import fit_linear, pooled
-from negah.probe.metrics import Scores, best_threshold, confusion, false_positive_rate, measure, recall
+from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
 from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
 from negah.runs.survey import compute_device, hardware, versions
 from negah.train import Batches, Objective, fit
+from negah.train.surroundings import randomness
 
 Split = Literal["group", "location", "random"]
 Progress = Callable[[str, int, int], None]
@@ -138,8 +141,9 @@ def train_probe(
     fold[kept] = _folds(samples.take(kept), groups[kept], how, options)
 
     images = _Images(samples, size, vit.patch)
-    tokens = _tokens(vit, images, out / "features", options, progress)
-    learner = _Learner(vit, images, tokens, samples.labels, groups, statistics, options)
+    views = 1 if options.lora else options.views  # with adapters, images are turned and go through the backbone again
+    tokens = _tokens(vit, images, views, out / "features", progress)
+    learner = _Learner(vit, images, tokens, views, samples.labels, groups, statistics, options)
     held_out = {name: np.full(len(samples), np.nan) for name in (HEAD, LINEAR, KNN, STATISTICS)}
     for k in range(options.folds):
         progress("folds", k, options.folds + 1)
@@ -179,13 +183,12 @@ def train_probe(
         notes=notes, failures=failures, model=out / "head.safetensors",
     )  # fmt: skip
     try:
-        detectors.save(Detector(trained.backbone or vit, trained.head, info).cpu(), out / "head.safetensors")
+        detectors.save(Detector(trained.backbone or vit, trained.head, info).cpu(), out / "head.part")
+        os.replace(out / "head.part", out / "head.safetensors")
         _write(out, "probe train", arguments, result, started)
         _write_predictions(out / "predictions.csv", samples, fold, groups, held_out, threshold)
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written ({error.strerror}): free some space or give another --out"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"{out} cannot be written ({error}): free some space or give another --out") from error
     return result
 
 
@@ -293,11 +296,12 @@ class _Images:
 
 @dataclass(frozen=True)
 class _Learner:
-    """Everything that the probes learn from. Tokens stand view by view: those of view v start at v * images."""
+    """Everything that the probes learn from. tokens[i * cached_views + v] are those of view v of image i."""
 
     vit: ViT
     images: _Images
     tokens: CachedTokens
+    cached_views: int
     labels: Int[ndarray, " n"]
     groups: ndarray
     statistics: Float[ndarray, "n d"]
@@ -327,10 +331,9 @@ class _Learner:
         return predict, head
 
     def _head(self, rows: Int[ndarray, " train"], seed: int) -> ProbeObjective:
-        options, images, views = self.options, len(self.images), self.options.views
+        options = self.options
         device = next(self.vit.parameters()).device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with randomness(device, seed):
             head = AttentiveHead(self.vit.dim, heads=self.vit.heads)
             tuned, merge = _with_lora(self.vit, options.lora) if options.lora else (None, None)
         objective = ProbeObjective(head, tuned).to(device)
@@ -338,9 +341,9 @@ class _Learner:
 
         def collate(chosen: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
             at = torch.as_tensor(list(chosen))
-            view = torch.randint(views, (len(at),), generator=generator)
+            view = torch.randint(options.views, (len(at),), generator=generator)
             if tuned is None:
-                return self.tokens[view * images + at], labels[at]
+                return self.tokens[at * self.cached_views + view], labels[at]
             return torch.stack([turned(self.images[i], v) for i, v in zip(at.tolist(), view.tolist())]), labels[at]
 
         batches = Batches(rows.tolist(), options.batch, seed=seed, collate=collate)
@@ -358,12 +361,13 @@ class _Learner:
         for start in range(0, len(rows), 64):
             part = rows[start : start + 64]
             if objective.backbone is None:
-                yield self.tokens[part]
+                yield self.tokens[part * self.cached_views]
             else:
                 yield torch.stack([self.images[int(i)] for i in part])
 
     def _pooled(self, rows: ndarray) -> Float[Tensor, "n features"]:
-        return torch.cat([pooled(self.tokens[rows[i : i + 256]]) for i in range(0, len(rows), 256)])
+        upright = rows * self.cached_views
+        return torch.cat([pooled(self.tokens[upright[i : i + 256]]) for i in range(0, len(rows), 256)])
 
 
 def _with_lora(vit: ViT, rank: int) -> tuple[ViT, Callable[[], ViT]]:
@@ -440,9 +444,8 @@ def _folds(samples: Samples, groups: ndarray, how: Split, options: Options) -> I
     return folds_of(samples.labels, groups=groups, folds=options.folds, seed=options.seed)
 
 
-def _tokens(vit: ViT, images: _Images, folder: Path, options: Options, progress: Progress) -> CachedTokens:
-    """Tokens of every image upright, then of every other view; LoRA turns images itself and needs only the upright."""
-    views = 1 if options.lora else options.views
+def _tokens(vit: ViT, images: _Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
+    """Tokens of every view of every image, image by image."""
     total, done = views * len(images), 0
 
     def advance(count: int) -> None:
@@ -450,7 +453,7 @@ def _tokens(vit: ViT, images: _Images, folder: Path, options: Options, progress:
         done += count
         progress("features", done, total)
 
-    stream = (turned(images[i], v) for v in range(views) for i in range(len(images)))
+    stream = (turned(image, v) for image in map(images.__getitem__, range(len(images))) for v in range(views))
     return cached_tokens(vit, stream, folder, device=next(vit.parameters()).device, advance=advance)
 
 
@@ -535,7 +538,7 @@ def as_plain(result: Result) -> dict[str, Any]:
     """The result for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        if isinstance(value, Interval):
             return plain(value._asdict())
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in value.items()}

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -40,17 +39,29 @@ from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.merge import LEVEL, Strip, components, strips
 from negah.solar.outputs import (
-    NAMES, Added, Assembly, Heatmap, Panels, discard, heatmap_names, read_heat, write_failures, write_json,
-    write_panels, write_parcels, write_tiles,
+    NAMES,
+    Added,
+    Assembly,
+    Heatmap,
+    Panels,
+    discard,
+    heatmap_names,
+    read_heat,
+    write_failures,
+    write_json,
+    write_panels,
+    write_parcels,
+    write_tiles,
 )  # fmt: skip
 from negah.solar.plan import Failure, Plan, PlannedSource, make_plan
-from negah.solar.regions import join, read_polygons, read_region
+from negah.solar.regions import Region, join, read_polygons, read_region
 from negah.solar.report import Find, Overview, Report, write_report
 from negah.solar.survey import Measure, fast_bf16, score
 
 M2_PER_KW = 7.29
 """Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
+BATCHES = {"cpu": 32}  # windows per batch, 256 on accelerators; part of the fingerprint
 MAPS = 12  # overviews in the report: each reads its source once more
 MAP_PIXELS = 1400  # along an overview's longer side
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
@@ -123,7 +134,7 @@ def survey(
     """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
 
     detectors: one, or several of one patch and window whose footprints are averaged.
-    progress: called with a stage ("windows", "map") and how far it is.
+    progress: called with a stage ("windows", "map", "report"), how far it is, and how far it goes.
 
     Raises InputError when nothing can be surveyed, OutputError when `out` holds another survey or cannot be written.
     A single bad input is not an error: it is in the summary's failures.
@@ -137,7 +148,7 @@ def survey(
         raise InputError(f"--m2-per-kw must be a positive area, not {options.m2_per_kw:g}")
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = fast_bf16(device) if options.precision == "auto" else options.precision == "bf16"
-    batch = 32 if device.type == "cpu" else 256
+    batch = BATCHES.get(device.type, 256)
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
     parcels = read_polygons(options.parcels, option="--parcels") if options.parcels else None
@@ -161,21 +172,25 @@ def survey(
         stack.enter_context(gdal_settings())
         _prepare_folder(out, overwrite=options.overwrite)
         inputs = [_input(source) for source in sources]
-        # The plan comes before the ledger: a survey that cannot begin must leave no trace.
-        plan = None
-        if not (out / LEDGER).exists():
-            plan = _plan(sources, detector, options, region, threads)
+        begun = Ledger.begun(out)
+        # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
+        plan = None if begun else make_plan(
+            sources, info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
+            threads=threads,
+        )  # fmt: skip
+        if plan is not None:
+            _check_parcels(plan, parcels)
         _make_folder(out)
         ledger = stack.enter_context(Ledger(out))
-        if ledger.begun:
-            if what := ledger.difference(fingerprint, inputs):
-                raise OutputError(
-                    f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it"
-                )
-            plan = ledger.plan()
-        else:
-            plan = plan or _plan(sources, detector, options, region, threads)
+        if plan is not None:
             ledger.begin(fingerprint, inputs, plan)
+        elif what := ledger.difference(fingerprint, inputs):
+            raise OutputError(
+                f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it"
+            )
+        else:
+            plan = ledger.plan()
+            _check_parcels(plan, parcels)
         done = ledger.finished
         score(
             plan, sources, detectors, ledger, Measure(threshold, info.area_ratio), patch=detector.patch, batch=batch,
@@ -193,9 +208,7 @@ def survey(
             on_earth, in_pixels = made.panels.frames()
             write_panels(assembly, on_earth, in_pixels)
             notes = _notes(plan, info.area_ratio, options, made)
-            if parcels is not None:
-                if on_earth is None:
-                    raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
+            if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
@@ -269,7 +282,7 @@ def with_head(backbone: ViT, path: Path) -> Detector:
     try:
         with safe_open(str(path), framework="pt") as file:
             meta = json.loads((file.metadata() or {}).get("negah", "null"))
-            names = [name for name in file.keys() if name.startswith("head.")]  # noqa: SIM118 (not a dict)
+            names = [name for name in file.keys() if name.startswith("head.")]
             state = {name.removeprefix("head."): file.get_tensor(name).float() for name in names}
     except Exception as error:  # safetensors raises its own, undocumented kinds
         raise WeightsError(f"{path} is not a readable safetensors file ({error}): give one by `negah probe`") from error
@@ -301,7 +314,7 @@ def totals(summary: Summary) -> dict[str, str]:
     looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
     return {
         "panels": f"{s.panels:,}",
-        "panel area": f"{s.area_m2:,.0f} m²\n{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate, not calibrated)",
+        "panel area": f"{s.area_m2:,.0f} m²\n{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate)",
         "power": f"{s.kw:,.0f} kW",
         "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
         "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
@@ -325,7 +338,7 @@ def fingerprint_of(detector: Detector) -> str:
 
 def versions() -> dict[str, str]:
     """Releases of what the figures and files come from."""
-    names = ("torch", "torchvision", "numpy", "rasterio", "pyproj", "shapely", "geopandas", "pyogrio", "pyarrow", "scipy")
+    names = "torch torchvision numpy scipy rasterio pyproj shapely geopandas pyogrio pyarrow".split()
     found = {name: metadata.version(name) for name in names}
     return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **found}
 
@@ -345,17 +358,23 @@ class _Made(NamedTuple):
     """The map of all sources: panels, what the report draws of them, the ground that was looked at."""
 
     panels: Panels
-    added: dict[int, Added]  # by position of the source
-    heatmaps: dict[int, str]
+    drawn: dict[int, Added]  # panels of the sources that have a heat map, by position
+    heatmaps: dict[int, str]  # their names
     surveyed_m2: float
 
 
 def _map(
-    plan: Plan, ledger: Ledger, assembly: Assembly, options: Options, area_ratio: tuple[float, float], region, progress
+    plan: Plan,
+    ledger: Ledger,
+    assembly: Assembly,
+    options: Options,
+    area_ratio: tuple[float, float],
+    region: Region | None,
+    progress: Progress,
 ) -> _Made:
     panels = Panels(plan, m2_per_kw=options.m2_per_kw, area_ratio=area_ratio)
     names = heatmap_names(plan)
-    added: dict[int, Added] = {}
+    drawn: dict[int, Added] = {}
     surveyed = 0.0
     for count, source in enumerate(plan.sources):
         progress("map", count, len(plan.sources))
@@ -364,16 +383,19 @@ def _map(
         if source.position in names:
             with assembly.file(names[source.position]) as path:
                 heatmap = Heatmap(path, source)
-                surveyed += _add(panels, added, source, heatmap.through(pieces), region)
+                drawn[source.position], ground = _add(panels, source, heatmap.through(pieces), region)
                 heatmap.close()
         else:
-            surveyed += _add(panels, added, source, pieces, region)
+            _, ground = _add(panels, source, pieces, region)
+        surveyed += ground
     progress("map", len(plan.sources), len(plan.sources))
-    return _Made(panels, added, names, surveyed)
+    return _Made(panels, drawn, names, surveyed)
 
 
-def _add(panels: Panels, added: dict[int, Added], source: PlannedSource, pieces: Iterator[Strip], region) -> float:
-    """Add a source's panels; returns the ground that was looked at, in m2."""
+def _add(
+    panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None
+) -> tuple[Added, float]:
+    """Add a source's panels; returns them, and the ground that was looked at, in m2."""
     ground = 0.0
 
     def measured() -> Iterator[Strip]:
@@ -388,19 +410,8 @@ def _add(panels: Panels, added: dict[int, Added], source: PlannedSource, pieces:
             yield piece
 
     found = list(components(measured(), level=LEVEL))
-    if found:
-        clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
-        new = panels.add(source, found, [component.outline(source.layout) for component in found], clip)
-        if len(source.layout) > 1 or source.first == 0:
-            added[source.position] = new
-    return ground
-
-
-def _plan(sources: Sequence[Source], detector: Detector, options: Options, region, threads: int) -> Plan:
-    return make_plan(
-        sources, detector.info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
-        threads=threads,
-    )  # fmt: skip
+    clip = region.in_pixels(source.crs, source.affine) if region and source.crs and found else None
+    return panels.add(source, found, [component.outline(source.layout) for component in found], clip), ground
 
 
 def _same_kind(detectors: Sequence[Detector]) -> Detector:
@@ -412,6 +423,11 @@ def _same_kind(detectors: Sequence[Detector]) -> Detector:
     if any(d.training for d in detectors):
         raise InputError("a detector is in training mode: call .eval() on it first")
     return detectors[0]
+
+
+def _check_parcels(plan: Plan, parcels: geopandas.GeoDataFrame | None) -> None:
+    if parcels is not None and all(source.crs is None for source in plan.sources):
+        raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
 
 
 def _prepare_folder(out: Path, *, overwrite: bool) -> None:
@@ -440,7 +456,7 @@ def _overviews(
     """Maps of the sources with most panels."""
 
     def area(source: PlannedSource) -> float:
-        return float(sum(made.added[source.position].area_m2)) if source.position in made.added else 0.0
+        return float(made.drawn[source.position].area_m2.sum())
 
     shown = [s for s in plan.sources if s.position in made.heatmaps]
     shown = sorted(shown, key=lambda s: (-area(s), s.position))[:MAPS]
@@ -453,9 +469,8 @@ def _overviews(
         except (NegahError, OSError):
             continue  # it is among the failures already, or it went away since it was scored
         scale = image.shape[1] / source.width, image.shape[0] / source.height
-        panels = made.added.get(source.position, Added([], np.zeros(0), np.zeros(0)))
         outlines, labels = [], []
-        for shape, m2, probability in zip(*panels, strict=True):
+        for shape, m2, probability in zip(*made.drawn[source.position], strict=True):
             for polygon in getattr(shape, "geoms", [shape]):
                 outlines.append(np.asarray(polygon.exterior.coords)[:-1, :2] * scale)
                 labels.append(f"{m2:,.0f} m², probability {probability:.2f}")
@@ -530,8 +545,8 @@ def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: 
     if bare:
         what = "No image has" if crs == {None} else f"{bare:,} of the images have not"
         notes.append(
-            f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file is "
-            "made of them."
+            f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file "
+            "is made of them."
         )
     if len(crs - {None}) > 1:
         notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")

@@ -105,10 +105,13 @@ class Ledger:
             pass  # the log stays beside the file, and the next open reads both
         self._db.close()
 
-    @property
-    def begun(self) -> bool:
-        """Whether a survey was recorded here."""
-        return bool(self._one("SELECT count(*) FROM sqlite_master WHERE name = 'about'"))
+    @classmethod
+    def begun(cls, folder: Path) -> bool:
+        """Whether a survey is recorded in a folder."""
+        if not (folder / FILE).exists():
+            return False
+        with cls(folder) as ledger:
+            return bool(ledger._one("SELECT count(*) FROM sqlite_master WHERE name = 'about'"))
 
     def begin(self, fingerprint: Fingerprint, inputs: Sequence[Input], plan: Plan) -> None:
         """Record a new survey."""
@@ -232,11 +235,11 @@ class Ledger:
         text = str(error)
         if "disk is full" in text or "disk I/O" in text:
             return OutputError(
-                f"the disk of {self.path.parent} is full or failing ({text}): free some space and give the same command "
-                "again, which continues where this one stopped"
+                f"the disk of {self.path.parent} is full or failing ({text}): free some space and give the same "
+                "command again, which continues where this one stopped"
             )
         if "locked" in text:
-            return OutputError(f"another process is writing to {self.path.parent}: wait for it, or choose another --out")
+            return OutputError(f"another process writes to {self.path.parent}: wait for it, or choose another --out")
         return OutputError(f"{self.path} cannot be used ({text}): choose another --out, or --overwrite to start afresh")
 
 

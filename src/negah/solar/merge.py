@@ -53,14 +53,15 @@ class Component:
     def outline(self, layout: Layout) -> BaseGeometry:
         """The cells' outline in source pixels; several polygons where cells touch at a corner only."""
         top, left = int(self.rows.min()), int(self.cols.min())
-        mask = np.zeros((int(self.rows.max()) - top + 1, int(self.cols.max()) - left + 1), np.uint8)
+        bottom, right = int(self.rows.max()) + 1, int(self.cols.max()) + 1
+        mask = np.zeros((bottom - top, right - left), np.uint8)
         mask[self.rows - top, self.cols - left] = 1
         w, h = layout.x.cell, layout.y.cell
         to_pixels = Affine(w, 0, left * w, 0, h, top * h)
         shapes = rasterio.features.shapes(mask, mask=mask.astype(bool), connectivity=4, transform=to_pixels)
         parts = [shapely.geometry.shape(geometry) for geometry, _ in shapes]
         outline = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-        if (top + mask.shape[0]) * layout.y.cell > layout.y.size or (left + mask.shape[1]) * layout.x.cell > layout.x.size:
+        if bottom * h > layout.y.size or right * w > layout.x.size:
             outline = shapely.intersection(outline, shapely.box(0, 0, layout.x.size, layout.y.size))
         return outline
 

@@ -338,7 +338,8 @@ def _write_frame(assembly: Assembly, name: str, frame: geopandas.GeoDataFrame) -
     with assembly.file(f"{name}.parquet") as path:
         frame.to_parquet(path)
     with assembly.file(f"{name}.gpkg") as path:
-        frame.to_file(path, driver="GPKG", layer="panels", engine="pyogrio", geometry_type="MultiPolygon", promote_to_multi=True)
+        kind = {"geometry_type": "MultiPolygon", "promote_to_multi": True}  # parts of both kinds, or none
+        frame.to_file(path, driver="GPKG", layer="panels", engine="pyogrio", **kind)
 
 
 def _polygons(shape: BaseGeometry) -> BaseGeometry:

@@ -13,7 +13,7 @@ does not grow with a raster.
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 from shapely.geometry.base import BaseGeometry
 
-from negah.errors import GeoError, InputError, NegahError
+from negah.errors import GeoError, InputError
 from negah.images.geo import pixel_size_m
 from negah.images.sources import Source
 from negah.images.windows import Box
@@ -240,8 +240,8 @@ def make_plan(
         position, source = item
         try:
             return _plan_source(position, source, info, patch=patch, gsd=gsd, overlap=overlap, region=region)
-        except (NegahError, OSError) as error:
-            return Failure(position, source.name, 0, str(error))
+        except Exception as error:  # whatever a damaged file makes a library raise: the survey goes on
+            return Failure(position, source.name, 0, " ".join(str(error).split()) or type(error).__name__)
 
     planned, failures, first = [], [], 0
     with ThreadPoolExecutor(threads) as pool:
@@ -251,7 +251,7 @@ def make_plan(
                 if isinstance(result, Failure):
                     failures.append(result)
                     continue
-                planned.append(PlannedSource.from_dict({**result.as_dict(), "first": first}))
+                planned.append(replace(result, first=first))
                 first += len(result.layout)
     if not planned:
         more = f" (and {len(failures) - 1} more that fail)" if len(failures) > 1 else ""

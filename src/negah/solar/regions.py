@@ -1,4 +1,4 @@
-"""Polygons that users bring: an area of interest that the survey is confined to, parcels that its results are joined to.
+"""Polygons that users bring: an area of interest that the survey stays inside, parcels that it is summed up by.
 
 A panel that crosses a border is divided by the share of its outline on either side, so the parcels of a full partition
 sum to the survey; it is counted once, in the parcel that holds most of it.
@@ -86,7 +86,7 @@ def read_region(path: Path) -> Region:
 
 
 def join(parcels: geopandas.GeoDataFrame, panels: geopandas.GeoDataFrame) -> geopandas.GeoDataFrame:
-    """Parcels with what lies on each: panels (count), panel_area_m2, _low, _high, panel_kw, panel_probability (highest).
+    """Parcels with what lies on each: panels, panel_area_m2, _low, _high, panel_kw, panel_probability (the highest).
 
     A column of the parcels that has one of these names keeps its values under the name with "_given" appended.
     """
@@ -105,4 +105,5 @@ def join(parcels: geopandas.GeoDataFrame, panels: geopandas.GeoDataFrame) -> geo
     np.fmax.at(probability, i, panels["probability"].to_numpy()[j])
     out["panel_probability"] = probability
     kept = parcels.rename(columns={name: f"{name}_given" for name in out.columns if name in parcels.columns})
-    return geopandas.GeoDataFrame(pd.concat([kept.drop(columns=kept.geometry.name), out], axis=1), geometry=kept.geometry)
+    columns = pd.concat([kept.drop(columns=kept.geometry.name), out], axis=1)
+    return geopandas.GeoDataFrame(columns, geometry=kept.geometry)

@@ -32,7 +32,8 @@ MAP_PIXELS = 1400
 MAPS = 40
 FINDS = 24
 LISTED = 200
-"""Most pixels along a map's longer side; most maps; most finds in each half of the gallery; most rows in a list."""
+LONGEST = 1500
+"""Most pixels along a map's longer side; maps; finds in each half of the gallery; rows in a list; letters in a text."""
 
 OUTLINE_SHARE, MAP_SHARE, FIND_SHARE = 0.2, 0.5, 0.2
 """How outlines, maps and the gallery share the budget; the rest is text."""
@@ -130,7 +131,10 @@ def render(report: Report) -> str:
 
 def _text(value: object) -> str:
     """Escaped, and kept from turning the direction of the text around it (names in Persian, or made to deceive)."""
-    return f"<bdi>{escape(str(value))}</bdi>"
+    text = str(value)
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}... ({len(text):,} characters)"
+    return f"<bdi>{escape(text)}</bdi>"
 
 
 def _total(label: str, value: str) -> str:
@@ -452,16 +456,19 @@ def _card(find: Find, limit: int) -> str:
     rows, columns = find.fraction.shape
     fraction = np.nan_to_num(np.asarray(find.fraction, dtype=float), nan=0.0)
     index = np.round(np.clip(fraction, 0, 1) * 15).astype(np.uint8)
-    tint = _palette_png(index, np.tile([255.0, 210.0, 63.0], (16, 1)), np.linspace(0, 150, 16), limit // 2)
+    tint = _palette_png(index, np.tile([255.0, 210.0, 63.0], (16, 1)), np.linspace(0, 150, 16), limit // 5)
+    border = _border(fraction >= 0.5)
+    if len(border) > limit // 4:  # a grid so fine that its border is not a line any more
+        border = ""
     known = math.isfinite(find.probability)
     percent = f"{100 * min(max(find.probability, 0), 1):.1f}" if known else "0"
     shown = f"{find.probability:.3f}" if known else "unknown"
     caption = escape(find.caption, quote=True)
     return (
-        f'<li><figure><div class="photo"><img alt="{caption}" src="{_jpeg(find.image, limit)}">'
+        f'<li><figure><div class="photo"><img alt="{caption}" src="{_jpeg(find.image, limit // 2)}">'
         f'<svg class="seen" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" aria-hidden="true">'
         f'<image width="{columns}" height="{rows}" preserveAspectRatio="none" href="{tint}"/>'
-        f'<path d="{_border(fraction >= 0.5)}"/></svg></div>'
+        f'<path d="{border}"/></svg></div>'
         f'<div class="p">{shown}<i><b style="width:{percent}%"></b></i></div>'
         f"<figcaption>{_text(find.caption)}</figcaption></figure></li>"
     )

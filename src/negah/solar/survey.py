@@ -10,9 +10,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from negah.images.raster import Raster
 from negah.images.sources import Source
-from negah.images.windows import Box
 from negah.probe.attentive import Reading
 from negah.solar.footprint import footprint, mean_footprint
 from negah.solar.ledger import Ledger, Window, pack
@@ -92,8 +91,8 @@ def score(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
         began = time.monotonic()
-        for chunk, pixels in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
-            windows, failed = _score_chunk(chunk, pixels, scorers, measure, patch=patch, device=device)
+        for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
+            windows, failed = _score_chunk(chunk, loaded, scorers, measure, patch=patch, device=device)
             now = time.monotonic()
             ledger.commit(windows, failed, now - began)
             began = now
@@ -111,26 +110,33 @@ def fast_bf16(device: torch.device | str) -> bool:
 
 
 class Readers:
-    """Threads that read windows ahead, each with a raster of its own open."""
+    """Threads that read windows ahead.
+
+    Each has a raster of its own open, and closes it itself: GDAL's settings belong to the thread that made them.
+    """
 
     def __init__(self, sources: Sequence[Source], *, patch: int, threads: int):
         self._sources = sources
         self._patch = patch
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-        self._local = threading.local()
-        self._open: list[ExitStack] = []
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._stopped = False
+        self._threads = [threading.Thread(target=self._work, name=f"read {k}", daemon=True) for k in range(threads)]
 
     def __enter__(self) -> "Readers":
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for stack in self._open:
-            stack.close()
+        self._stopped = True
+        for _thread in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
 
     def read_ahead(self, todo: Iterator[Chunk]) -> Iterator[tuple[Chunk, Loaded]]:
-        """Chunks with their pixels, in order; at most AHEAD of them in memory."""
-        queue: deque[tuple[Chunk, Loaded, list[Future]]] = deque()
+        """Chunks with their pixels, in order; at most AHEAD of them wait to be scored."""
+        queue: deque[tuple[Chunk, Loaded, list[Task]]] = deque()
         for chunk in todo:
             queue.append(self._start(chunk))
             if len(queue) > AHEAD:
@@ -138,50 +144,71 @@ class Readers:
         while queue:
             yield _finish(*queue.popleft())
 
-    def _start(self, chunk: Chunk) -> tuple[Chunk, Loaded, list[Future]]:
+    def _start(self, chunk: Chunk) -> tuple[Chunk, Loaded, "list[Task]"]:
         looked_at = [(source, index) for source, index, look in chunk.windows if look]
-        pixels = Loaded(np.zeros((len(looked_at), *chunk.shape, 3), np.uint8), {}, set(), {})
+        loaded = Loaded(np.zeros((len(looked_at), *chunk.shape, 3), np.uint8), {}, set(), {})
         tasks = [
-            self._pool.submit(self._fill, pixels, first, looked_at[first : first + PER_TASK], chunk.shape)
+            Task(loaded, first, looked_at[first : first + PER_TASK], chunk.shape)
             for first in range(0, len(looked_at), PER_TASK)
         ]
-        return chunk, pixels, tasks
+        for task in tasks:
+            self._tasks.put(task)
+        return chunk, loaded, tasks
 
-    def _fill(
-        self, pixels: Loaded, first: int, windows: list[tuple[PlannedSource, int]], shape: tuple[int, int]
-    ) -> None:
-        for place, (source, index) in enumerate(windows, first):
+    def _work(self) -> None:
+        hand = Hand(self._sources)
+        while (task := self._tasks.get()) is not None and not self._stopped:
+            self._fill(task, hand)
+            task.done.set()
+        hand.put_down()
+
+    def _fill(self, task: "Task", hand: "Hand") -> None:
+        loaded = task.loaded
+        for place, (source, index) in enumerate(task.windows, task.first):
             try:
-                rgb, valid = self._read(source.position, source.layout.box(index), shape)
+                rgb, valid = hand.take(source.position).read(source.layout.box(index), task.shape)
             except Exception as error:  # whatever a damaged file makes a decoder raise: the survey goes on
-                self._close_raster()
-                pixels.failed[place] = " ".join(str(error).split()) or type(error).__name__
+                hand.put_down()
+                loaded.failed[place] = " ".join(str(error).split()) or type(error).__name__
                 continue
-            pixels.rgb[place] = rgb
+            loaded.rgb[place] = rgb
             if not valid.all():
-                pixels.valid[place] = patch_means(valid, self._patch)
+                loaded.valid[place] = patch_means(valid, self._patch)
                 if not valid.any():
-                    pixels.empty.add(place)
+                    loaded.empty.add(place)
 
-    def _read(self, position: int, box: Box, shape: tuple[int, int]) -> tuple[ndarray, ndarray]:
-        if getattr(self._local, "position", None) != position:
-            self._close_raster()
-            self._local.raster = self._stack().enter_context(self._sources[position].open())
-            self._local.position = position
-        raster: Raster = self._local.raster
-        rgb, valid = raster.read(box, shape)
-        return rgb, valid
 
-    def _stack(self) -> ExitStack:
-        if not hasattr(self._local, "stack"):
-            self._local.stack = ExitStack()
-            self._open.append(self._local.stack)
-        return self._local.stack
+@dataclass(eq=False)
+class Task:
+    """Some windows of a chunk for one thread to read.  first: place of the first among the chunk's."""
 
-    def _close_raster(self) -> None:
-        self._local.position = None
-        self._local.raster = None
-        self._stack().close()
+    loaded: Loaded
+    first: int
+    windows: list[tuple[PlannedSource, int]]
+    shape: tuple[int, int]
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class Hand:
+    """The raster that a thread holds open: the last one it read from."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._raster: Raster | None = None
+        self._position = -1
+
+    def take(self, position: int) -> Raster:
+        """The raster of a source, opened if need be."""
+        if self._raster is None or self._position != position:
+            self.put_down()
+            self._raster, self._position = self._sources[position].open(), position
+        return self._raster
+
+    def put_down(self) -> None:
+        """Close what is open."""
+        if self._raster is not None:
+            self._raster.close()
+            self._raster = None
 
 
 def patch_means(valid: Bool[ndarray, "h w"], patch: int) -> Float[ndarray, " patches"]:
@@ -191,27 +218,27 @@ def patch_means(valid: Bool[ndarray, "h w"], patch: int) -> Float[ndarray, " pat
     return means.reshape(-1)
 
 
-def _finish(chunk: Chunk, pixels: Loaded, tasks: list[Future]) -> tuple[Chunk, Loaded]:
+def _finish(chunk: Chunk, loaded: Loaded, tasks: list[Task]) -> tuple[Chunk, Loaded]:
     for task in tasks:
-        task.result()
-    return chunk, pixels
+        task.done.wait()
+    return chunk, loaded
 
 
 def _score_chunk(
-    chunk: Chunk, pixels: Loaded, scorers: Sequence[Scorer], measure: Measure, *, patch: int, device: torch.device
+    chunk: Chunk, loaded: Loaded, scorers: Sequence[Scorer], measure: Measure, *, patch: int, device: torch.device
 ) -> tuple[list[Window], list[tuple[int, str, int, str]]]:
     """Ledger rows of a chunk: its windows, and what failed."""
-    count = len(pixels.rgb)
-    unusable = pixels.empty | pixels.failed.keys()
+    count = len(loaded.rgb)
+    unusable = loaded.empty | loaded.failed.keys()
     if len(unusable) < count:
-        # Unusable windows stay in the batch, black: its shape, and so every bit of the others, depends on the plan only.
-        images = torch.from_numpy(pixels.rgb).to(device).permute(0, 3, 1, 2)
+        # Unusable windows stay in the batch, black: its shape, and with it every bit of the others, is the plan's.
+        images = torch.from_numpy(loaded.rgb).to(device).permute(0, 3, 1, 2)
         found = mean_footprint([footprint(scorer(images), threshold=measure.threshold) for scorer in scorers])
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
-        for place, share in pixels.valid.items():
+        for place, share in loaded.valid.items():
             fraction[place] *= share
         for place in np.flatnonzero(~(np.isfinite(probability) & np.isfinite(fraction).all(1))).tolist():
-            pixels.failed.setdefault(place, "the model's reading of this window is not a finite number")
+            loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
         cells_m2 = _cell_areas([(s, i) for s, i, look in chunk.windows if look])
         area = fraction.sum(1, dtype=np.float64) * cells_m2
     else:
@@ -226,10 +253,10 @@ def _score_chunk(
             rows.append(Window(number, source.position, "outside-aoi"))
             continue
         place += 1
-        if place in pixels.failed:
+        if place in loaded.failed:
             rows.append(Window(number, source.position, "failed"))
-            failed.append((source.position, source.name, number, pixels.failed[place]))
-        elif place in pixels.empty:
+            failed.append((source.position, source.name, number, loaded.failed[place]))
+        elif place in loaded.empty:
             rows.append(Window(number, source.position, "nodata"))
         else:
             m2 = float(area[place])

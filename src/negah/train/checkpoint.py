@@ -85,9 +85,10 @@ def save_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callback]
 def continue_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callback], where: torch.device) -> None:
     """Take up everything from the checkpoint at `path`, unless it is another run's."""
     state = load(path)
-    differ = [k for k in settings.keys() | state["settings"].keys() if settings.get(k) != state["settings"].get(k)]
+    then = state.get("settings", {})
+    differ = [k for k in settings.keys() | then.keys() if settings.get(k) != then.get(k)]
     if differ:
-        was = ", ".join(f"{k} {state['settings'].get(k)} (now {settings.get(k)})" for k in sorted(differ))
+        was = ", ".join(f"{k} {then.get(k)} (now {settings.get(k)})" for k in sorted(differ))
         raise OutputError(f"{path} is from a run with {was}: give another folder, or resume=False to replace it")
     try:
         run.objective.load_state_dict(state["objective"])

@@ -1,11 +1,11 @@
 """Arrays of solar modules: where they stand, what they cover exactly, and how they look from above.
 
-An array is a grid of equal modules in one plane, seen in plan: `width` along the rows, `depth` across them (already
-foreshortened by the tilt), at pitches of at least those sizes, with some places empty.  Along either axis
+An array is a grid of equal modules seen in plan: `width` along the rows, `depth` across them (already foreshortened by the
+tilt), some places empty.  Rows come `stack` at a time without a gap, such groups at a `pitch`.  Across the rows
 
-    c(u) = floor(u / pitch) + min(u - pitch floor(u / pitch), width) / width
+    c(v) = stack floor(v / pitch) + min((v - pitch floor(v / pitch)) / depth, stack)
 
-counts the modules passed on the way to u, so with C the running sum of the occupied places, continued bilinearly, the
+counts the modules passed on the way to v, along them c(u) = u / width; so with C the running sum of the occupied places, continued bilinearly, the
 part of a small square of side s that is panel is a difference of C at its four corners, times width depth / s^2: exact in
 the frame of the array, no sampling.  That makes sum(mask) gsd^2 the plan area, whatever the gsd.
 """
@@ -13,6 +13,7 @@ the frame of the array, no sampling.  That makes sum(mask) gsd^2 the plan area, 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import shapely
@@ -43,9 +44,9 @@ class ModuleArray:
     v: tuple[float, float]
     width: float
     depth: float
-    pitch_u: float
-    pitch_v: float
-    present: NDArray[np.bool_]  # [rows along v, columns along u]
+    pitch: float  # from one group of rows to the next, at least stack * depth
+    stack: int
+    present: NDArray[np.bool_]  # [rows along v, columns along u]; the rows are whole groups when pitch > stack * depth
     tilt_deg: float
     azimuth_deg: float  # compass direction in which the modules face
     mount: str  # "roof", "rack" (tilted rows on a flat roof) or "ground"
@@ -53,6 +54,7 @@ class ModuleArray:
 
     @property
     def modules(self) -> int:
+        """How many modules there are."""
         return int(self.present.sum())
 
     @property
@@ -65,16 +67,22 @@ class ModuleArray:
         """Square metres of module surface."""
         return self.plan_area / math.cos(math.radians(self.tilt_deg))
 
-    @property
+    @cached_property
     def size(self) -> tuple[float, float]:
         """Extent along u and v, in metres."""
         rows, cols = self.present.shape
-        return (cols - 1) * self.pitch_u + self.width, (rows - 1) * self.pitch_v + self.depth
+        return cols * self.width, float(self.row_start(rows - 1)) + self.depth
+
+    def row_start(self, row: Any) -> Any:
+        """Where a row (or an array of rows) begins along v, in metres."""
+        return row // self.stack * self.pitch + row % self.stack * self.depth
 
     def world(self, u: float, v: float) -> tuple[float, float]:
+        """World coordinates of a point of the grid."""
         return self.x + self.u[0] * u + self.v[0] * v, self.y + self.u[1] * u + self.v[1] * v
 
     def local(self, x: float, y: float) -> tuple[float, float]:
+        """Coordinates along u and v of a point of the world."""
         dx, dy = x - self.x, y - self.y
         return dx * self.u[0] + dy * self.u[1], dx * self.v[0] + dy * self.v[1]
 
@@ -94,60 +102,60 @@ class ModuleArray:
     def centres(self) -> NDArray[np.float64]:
         """World coordinates of the middles of the modules, [n, 2]."""
         row, col = np.nonzero(self.present)
-        u, v = col * self.pitch_u + self.width / 2, row * self.pitch_v + self.depth / 2
+        u, v = (col + 0.5) * self.width, self.row_start(row) + self.depth / 2
         return np.stack([self.x + self.u[0] * u + self.v[0] * v, self.y + self.u[1] * u + self.v[1] * v], 1)
 
     def polygon(self) -> shapely.MultiPolygon:
         """Outline in the world: modules that touch are one part, so its area is `plan_area`."""
-        close_u = self.pitch_u - self.width < 1e-6
         boxes = []
-        for row, line in enumerate(self.present):
-            steps = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
-            runs = [(int(a), int(b)) for a, b in zip(steps[::2], steps[1::2], strict=True)]
-            if not close_u:
-                runs = [(i, i + 1) for a, b in runs for i in range(a, b)]
-            v0 = row * self.pitch_v
-            for a, b in runs:
-                u0, u1 = a * self.pitch_u, (b - 1) * self.pitch_u + self.width
+        starts = self.row_start(np.arange(len(self.present)))
+        for v0, line in zip(starts.tolist(), self.present, strict=True):
+            steps = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]]))) * self.width
+            for u0, u1 in zip(steps[::2].tolist(), steps[1::2].tolist(), strict=True):
                 boxes.append([(u0, v0), (u1, v0), (u1, v0 + self.depth), (u0, v0 + self.depth)])
         corners = np.asarray(boxes)
         flat = corners.reshape(-1, 2) @ np.array([self.u, self.v]) + (self.x, self.y)
         parts = shapely.polygons(flat.reshape(corners.shape))
-        whole = shapely.union_all(parts) if len(parts) > 1 and self.pitch_v - self.depth < 1e-6 else None
-        if whole is None:
-            return shapely.MultiPolygon(list(parts))
+        whole = shapely.union_all(parts, grid_size=1e-6)
         return whole if isinstance(whole, shapely.MultiPolygon) else shapely.MultiPolygon([whole])
 
     def coverage(self, u: Grey, v: Grey, side: float) -> Grey:
         """Fraction of squares of `side` metres about the local points (u, v) that is module."""
-        u0, u1 = self._count(u - side / 2, 1), self._count(u + side / 2, 1)
-        v0, v1 = self._count(v - side / 2, 0), self._count(v + side / 2, 0)
+        rows, cols = self.present.shape
+        w = np.float32(self.width)
+        u0, u1 = (np.clip((u + t) / w, 0, cols) for t in (np.float32(-side / 2), np.float32(side / 2)))
+        v0, v1 = (self._passed(v + t, rows) for t in (np.float32(-side / 2), np.float32(side / 2)))
         if self.present.all():
             passed = (u1 - u0) * (v1 - v0)
         else:
             total = np.zeros(np.add(self.present.shape, 1), np.float32)
             total[1:, 1:] = self.present.cumsum(0).cumsum(1)
-            passed = bilinear(total, v1, u1) - bilinear(total, v0, u1) - bilinear(total, v1, u0) + bilinear(total, v0, u0)
+            passed = (
+                bilinear(total, v1, u1) - bilinear(total, v0, u1) - bilinear(total, v1, u0) + bilinear(total, v0, u0)
+            )
         return passed * np.float32(self.width * self.depth / side**2)
 
-    def _count(self, t: Grey, axis: int) -> Grey:
-        """c(t) of the module docstring, along u (axis 1) or v (axis 0)."""
-        pitch, size = (self.pitch_u, self.width) if axis else (self.pitch_v, self.depth)
-        whole = np.floor(t / np.float32(pitch))
-        part = np.minimum((t - whole * np.float32(pitch)) / np.float32(size), 1)
-        return np.clip(whole + part, 0, self.present.shape[axis])
+    def _passed(self, v: Grey, rows: int) -> Grey:
+        """c(v) of the module docstring."""
+        group = np.floor(v / np.float32(self.pitch))
+        part = np.minimum((v - group * np.float32(self.pitch)) / np.float32(self.depth), self.stack)
+        return np.clip(group * self.stack + part, 0, rows)
 
     def colours(self, u: Grey, v: Grey, side: float) -> Grey:
         """RGB 0..255 of the modules at the local points, [..., 3]; meaningless where there is no module."""
         look = self.look
         rows, cols = self.present.shape
-        i = np.clip(np.floor(u / np.float32(self.pitch_u)), 0, cols - 1)
-        j = np.clip(np.floor(v / np.float32(self.pitch_v)), 0, rows - 1)
-        in_u, in_v = u - i * np.float32(self.pitch_u), v - j * np.float32(self.pitch_v)
+        i = np.clip(np.floor(u / np.float32(self.width)), 0, cols - 1)
+        j = np.clip(np.floor(self._passed(v, rows)), 0, rows - 1)
+        group = np.floor(j / self.stack)
+        in_u = u - i * np.float32(self.width)
+        in_v = v - group * np.float32(self.pitch) - (j - group * self.stack) * np.float32(self.depth)
         edge = np.minimum(
             np.minimum(in_u, np.float32(self.width) - in_u), np.minimum(in_v, np.float32(self.depth) - in_v)
         )
-        frame = np.clip((np.float32(look.frame_m + side / 2) - edge) / np.float32(side), 0, min(1, look.frame_m / side + 0.2))
+        frame = np.clip(
+            (np.float32(look.frame_m + side / 2) - edge) / np.float32(side), 0, min(1, look.frame_m / side + 0.2)
+        )
         rng = np.random.default_rng(look.seed)
         tones = 1 + look.spread * rng.standard_normal(min(rows * cols, 4096), dtype=np.float32)
         tone = tones[(j * cols + i).astype(np.int32) % len(tones)]
@@ -157,7 +165,10 @@ class ModuleArray:
         cell = np.asarray(look.colour, np.float32) * tone[..., None]
         cell += shine[..., None] * (np.float32([225, 232, 240]) - cell)
         if side < 0.06:  # the 6 x 10 cells of a module, visible only in very fine imagery
-            fine_u, fine_v = np.abs(in_u % (self.width / 6) - self.width / 12), np.abs(in_v % (self.depth / 10) - self.depth / 20)
+            fine_u, fine_v = (
+                np.abs(in_u % (self.width / 6) - self.width / 12),
+                np.abs(in_v % (self.depth / 10) - self.depth / 20),
+            )
             grid = np.maximum(fine_u / (self.width / 12), fine_v / (self.depth / 20)) > 0.9
             cell += (0.15 * grid)[..., None] * (np.asarray(look.frame, np.float32) - cell)
         return cell + frame[..., None] * (np.asarray(look.frame, np.float32) - cell)

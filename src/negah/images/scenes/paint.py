@@ -167,7 +167,9 @@ def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side: float
     if wave[:, 2].any():
         waved = np.flatnonzero((wave[:, 2] != 0).take(ids))
         k = wave.take(ids[waved], 0)
-        gain[waved] += k[:, 2] * np.sin(k[:, 0] * xs.astype(np.float32)[waved % w] + k[:, 1] * ys.astype(np.float32)[waved // w])
+        gain[waved] += k[:, 2] * np.sin(
+            k[:, 0] * xs.astype(np.float32)[waved % w] + k[:, 1] * ys.astype(np.float32)[waved // w]
+        )
     colour = rows[:, :3] * gain[:, None]
     colour += rows[:, 4:7] * hue.take(slow)[:, None]
     return colour.reshape(h, w, 3)
@@ -253,7 +255,7 @@ def textures() -> tuple[Float, Float]:
     grass = field((0.25, 0.4), (1.0, 0.5), (5, 0.8), (15, 0.6))
     leaf = field((0.35, 0.5), (0.8, 1.0), (1.8, 0.7))
     grain = field((0.25, 0.8), (0.6, 0.5), (3, 0.5), (9, 0.4))
-    stain = field((0.3, 0.4), (1.5, 0.4), (5, 0.8), (12, 0.8))
+    stain = field((0.3, 0.5), (1.5, 0.3), (5, 0.4), (14, 0.6))
     soil = field((0.3, 0.6), (1.2, 0.7), (4, 0.7), (12, 0.6))
     water = field((1.0, 0.3), (5, 0.6), (15, 0.7))
     clutter = np.sign(field((1.2, 1.0), (2.5, 0.8))) * field((0.8, 1.0)) ** 2

@@ -4,7 +4,16 @@ import math
 from random import Random
 
 from negah.images.scenes import sketch as s
-from negah.images.scenes.roofs import MODULES, Plane, draw_look, lay_modules, plane_light, ridge_roof, rows_of_modules, shaded
+from negah.images.scenes.roofs import (
+    MODULES,
+    Plane,
+    draw_look,
+    lay_modules,
+    plane_light,
+    ridge_roof,
+    rows_of_modules,
+    shaded,
+)
 from negah.images.scenes.sketch import Ink, Point, Pose, Sketch, blob, box, vary
 from negah.images.scenes.things import ROOFS, Style, bush, car, ground_ink, roof_ink, tree, trampoline
 
@@ -30,7 +39,9 @@ def commercial(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: S
 
 def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, equipped: bool) -> None:
     """A large building: level roof with fittings, or a low metal gable."""
-    material = rng.choices(["white", "gravel", "metal", "dark"], [4, 3, 1 + 2.0 * min(style.roofs.get("metal", 0), 2), 0.7])[0]
+    material = rng.choices(
+        ["white", "gravel", "metal", "dark"], [4, 3, 1 + 2.0 * min(style.roofs.get("metal", 0), 2), 0.7]
+    )[0]
     colour = vary(rng, rng.choice(ROOFS[material]), 0.07)
     height = rng.uniform(5, 11)
     sk.cast_box(pose, 0, 0, w, d, height, s.HIGH_SHADOW)
@@ -40,8 +51,18 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
         span = d / bays
         for b in range(bays):
             y = -d / 2 + span * (b + 0.5)
-            for plane in ridge_roof(0, y, w, span, math.radians(rng.uniform(4, 9)), False) if w >= span else [Plane(box(0, y, w, span), (0, 1), 0.03)]:
-                sk.poly(pose, plane.points, roof_ink(rng, material, colour, pose, plane.down, plane_light(pose, plane, sk.sun)), s.ROOF, lit=True)
+            for plane in (
+                ridge_roof(0, y, w, span, math.radians(rng.uniform(4, 9)), False)
+                if w >= span
+                else [Plane(box(0, y, w, span), (0, 1), 0.03)]
+            ):
+                sk.poly(
+                    pose,
+                    plane.points,
+                    roof_ink(rng, material, colour, pose, plane.down, plane_light(pose, plane, sk.sun)),
+                    s.ROOF,
+                    lit=True,
+                )
                 strips: list[list[Point]] = []
                 if rng.random() < 0.5:  # translucent strips
                     xs, ys = zip(*plane.points, strict=True)
@@ -58,10 +79,14 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
                         gaps = sorted(zip(edges[::1], edges[1::1], strict=False), key=lambda g: g[0] - g[1])
                         a, c = max(gaps, key=lambda g: g[1] - g[0])
                         _, ys = zip(*plane.points, strict=True)
-                        piece = Plane(box((a + c) / 2, (min(ys) + max(ys)) / 2, c - a, max(ys) - min(ys)), plane.down, plane.pitch)
+                        piece = Plane(
+                            box((a + c) / 2, (min(ys) + max(ys)) / 2, c - a, max(ys) - min(ys)), plane.down, plane.pitch
+                        )
                     else:
                         piece = plane
-                    array = lay_modules(rng, pose, piece, strips, rng.choice([40, 120, 400, 2000]), look, size, edge=0.6)
+                    array = lay_modules(
+                        rng, pose, piece, strips, rng.choice([40, 120, 400, 2000]), look, size, edge=0.6
+                    )
                     if array:
                         sk.arrays.append(array)
         sk.site("hall", pose)
@@ -106,7 +131,9 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
             frame, area = pose.at(0, 0, math.pi / 2), (y0, -x1, y1, -x0)
             c, t = 0.0, 1.0
             things = [[(c * x + t * y, -t * x + c * y) for x, y in ring] for ring in things]
-        sk.arrays += rows_of_modules(rng, frame, area, things, look, size, tilt, stack, gap, mount="rack")
+        rows = rows_of_modules(rng, frame, area, things, look, size, tilt, stack, gap, mount="rack")
+        if rows:
+            sk.arrays.append(rows)
     sk.site("hall", pose)
 
 
@@ -138,7 +165,9 @@ def field(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style,
         if equipped and (k == 0 or rng.random() < 0.5):
             solar_farm(sk, rng, p, part - 2, d, style)
         elif what == "pond":
-            ink = Ink(vary(rng, rng.choice([(64, 82, 76), (88, 96, 82), (52, 64, 78), (104, 96, 84)]), 0.12), s.WATER, 0.06)
+            ink = Ink(
+                vary(rng, rng.choice([(64, 82, 76), (88, 96, 82), (52, 64, 78), (104, 96, 84)]), 0.12), s.WATER, 0.06
+            )
             sk.rect(p, 0, 0, part - 3, d, Ink(vary(rng, style.soil, 0.1), s.SOIL, 0.12), s.LOT)
             sk.rect(p, 0, 0, part - 7, d - 4, ink, s.FLAT)
             sk.site("pond", p)
@@ -154,13 +183,25 @@ def field(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style,
 
 def crop(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style) -> None:
     """A field with rows or furrows."""
-    tone = vary(rng, rng.choice([style.grass, style.grass, style.soil, (120, 112, 70), (70, 100, 52), (112, 92, 78)]), 0.14)
+    tone = vary(
+        rng, rng.choice([style.grass, style.grass, style.soil, (120, 112, 70), (70, 100, 52), (112, 92, 78)]), 0.14
+    )
     k = 2 * math.pi / rng.choice([0.75, 1.5, 3.0, 6.0])
     dx, dy = pose.turn(*rng.choice([(1, 0), (0, 1)]))
-    sk.rect(pose, 0, 0, w, d, Ink(tone, rng.choice([s.GRASS, s.SOIL, s.GRASS]), 0.1, dx * k, dy * k, rng.uniform(0, 0.16)), s.LOT)
+    sk.rect(
+        pose,
+        0,
+        0,
+        w,
+        d,
+        Ink(tone, rng.choice([s.GRASS, s.SOIL, s.GRASS]), 0.1, dx * k, dy * k, rng.uniform(0, 0.16)),
+        s.LOT,
+    )
     for _ in range(rng.randint(0, 3)):
         x, y, r = rng.uniform(-0.4, 0.4) * w, rng.uniform(-0.4, 0.4) * d, rng.uniform(3, 10)
-        sk.poly(pose.at(x, y), blob(rng, min(r, w / 4, d / 4), 10, 0.3), Ink(vary(rng, tone, 0.16), s.GRASS, 0.12), s.LOT)
+        sk.poly(
+            pose.at(x, y), blob(rng, min(r, w / 4, d / 4), 10, 0.3), Ink(vary(rng, tone, 0.16), s.GRASS, 0.12), s.LOT
+        )
     sk.site("field", pose)
 
 
@@ -169,7 +210,9 @@ def orchard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Styl
     step, r = rng.uniform(3.5, 6), rng.uniform(0.9, 1.6)
     for i in range(min(30, int(w / step))):
         for j in range(min(16, int(d / step))):
-            bush(sk, rng, pose.at(-w / 2 + step * (i + 0.5), -d / 2 + step * (j + 0.5)), r * rng.uniform(0.7, 1.1), style)
+            bush(
+                sk, rng, pose.at(-w / 2 + step * (i + 0.5), -d / 2 + step * (j + 0.5)), r * rng.uniform(0.7, 1.1), style
+            )
 
 
 def greenhouses(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style) -> None:
@@ -183,7 +226,16 @@ def greenhouses(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: 
         colour = vary(rng, tone, 0.06)
         sk.cast_box(pose, x, 0, span, d * 0.94, 2.5, s.LOW_SHADOW)
         for half, light in ((-1, 0.92), (1, 1.08)):
-            sk.rect(pose, x + half * span / 4, 0, span / 2, d * 0.94, Ink(shaded(colour, light), s.STAIN, 0.05, dx * k, dy * k, 0.04), s.LOW, lit=True)
+            sk.rect(
+                pose,
+                x + half * span / 4,
+                0,
+                span / 2,
+                d * 0.94,
+                Ink(shaded(colour, light), s.STAIN, 0.05, dx * k, dy * k, 0.04),
+                s.LOW,
+                lit=True,
+            )
     sk.site("greenhouse", pose)
 
 
@@ -204,17 +256,23 @@ def solar_farm(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: S
     x = area[0]
     while x < area[2] - 3:
         end = min(x + table, area[2])
-        arrays = rows_of_modules(rng, frame, (x, area[1], end, area[3]), [], look, size, tilt, stack, gap, mount="ground")
-        sk.arrays += arrays
-        if arrays:
-            rows, cols = arrays[0].present.shape
+        array = rows_of_modules(
+            rng, frame, (x, area[1], end, area[3]), [], look, size, tilt, stack, gap, mount="ground"
+        )
+        if array:
+            sk.arrays.append(array)
+            rows, cols = array.present.shape
             deep = stack * size[1] * math.cos(tilt)
-            for r in range(rows):
+            for r in range(rows // stack):
                 y = area[1] + r * (deep + gap)
                 top = 0.7 + deep * math.tan(tilt)
                 wide = cols * size[0]
                 left = x + (end - x - wide) / 2
-                sk.cast(frame, [(left, y, top), (left + wide, y, top), (left + wide, y + deep, 0.7), (left, y + deep, 0.7)], s.LOW_SHADOW)
+                sk.cast(
+                    frame,
+                    [(left, y, top), (left + wide, y, top), (left + wide, y + deep, 0.7), (left, y + deep, 0.7)],
+                    s.LOW_SHADOW,
+                )
         x = end + rng.uniform(2, 5)
     sk.site("solar farm", pose)
 

@@ -85,7 +85,9 @@ def render(
     noise = np.random.default_rng(mix(seed, 1)).standard_normal((wide.height, wide.width, 3), dtype=np.float32)
     radiance, cover = paint(sketch, wide, camera.shadow, subdivision(gsd_m))
     cut = slice(camera.reach, -camera.reach)
-    exposure = (camera.level / float(radiance.mean())) ** 0.7  # automatic, as far as a flight's settings follow one scene
+    exposure = (
+        camera.level / float(radiance.mean())
+    ) ** 0.7  # automatic, as far as a flight's settings follow one scene
     image = develop(radiance, camera, noise, exposure)[cut, cut]
     if camera.jpeg:
         image = jpeg(image, camera.jpeg)
@@ -171,7 +173,12 @@ def count(sketch: Sketch, window: Window, panels: Sequence[Panel]) -> dict[str, 
 
 def describe(objects: dict[str, int], town: Town, panels: Sequence[Panel]) -> str:
     """A caption from what is in the scene."""
-    place = {"residential": "a residential street", "commercial": "a commercial block", "field": "farmland", "park": "a park"}
+    place = {
+        "residential": "a residential street",
+        "commercial": "a commercial block",
+        "field": "farmland",
+        "park": "a park",
+    }
     names = [
         f"{number(n)} {name if n == 1 else plural(name)}"
         for name, n in objects.items()

@@ -78,7 +78,9 @@ def holds(outline: Sequence[Point], x: float, y: float) -> bool:
     return all(a * x + b * y + c >= 0 for a, b, c in half_planes(outline))
 
 
-def inside(x: NDArray[np.float64], y: NDArray[np.float64], outline: Sequence[Point], margin: float) -> NDArray[np.bool_]:
+def inside(
+    x: NDArray[np.float64], y: NDArray[np.float64], outline: Sequence[Point], margin: float
+) -> NDArray[np.bool_]:
     """Which points lie in a convex outline, at least `margin` metres from its edges (or at most that far out, if < 0)."""
     ok = np.ones(x.shape, bool)
     for a, b, c in half_planes(outline):
@@ -91,11 +93,19 @@ def draw_look(rng: Random) -> Look:
     kind = rng.random()
     if kind < 0.35:  # monocrystalline, black frames
         g = rng.uniform(28, 62)
-        colour, frame, width = (g, g * rng.uniform(1.0, 1.1), g * rng.uniform(1.08, 1.4)), (g + 16, g + 18, g + 22), 0.03
+        colour, frame, width = (
+            (g, g * rng.uniform(1.0, 1.1), g * rng.uniform(1.08, 1.4)),
+            (g + 16, g + 18, g + 22),
+            0.03,
+        )
     elif kind < 0.65:  # monocrystalline, bright frames
         g = rng.uniform(32, 66)
         tone = rng.uniform(120, 190)
-        colour, frame, width = (g, g * 1.08, g * rng.uniform(1.15, 1.55)), (tone, tone, tone + 6), rng.uniform(0.03, 0.05)
+        colour, frame, width = (
+            (g, g * 1.08, g * rng.uniform(1.15, 1.55)),
+            (tone, tone, tone + 6),
+            rng.uniform(0.03, 0.05),
+        )
     elif kind < 0.92:  # polycrystalline blue
         g = rng.uniform(34, 70)
         tone = rng.uniform(120, 205)
@@ -159,7 +169,7 @@ def lay_modules(
     face_x, face_y = pose.turn(dx, dy)
     azimuth = math.degrees(math.atan2(face_x, -face_y)) % 360
     return ModuleArray(
-        x, y, pose.turn(*u), pose.turn(*v), across, depth, across, depth, present,
+        x, y, pose.turn(*u), pose.turn(*v), across, depth, depth, 1, present,
         math.degrees(plane.pitch), azimuth, mount, look,
     )  # fmt: skip
 
@@ -212,39 +222,32 @@ def rows_of_modules(
     *,
     mount: str,
     fill: float = 1.0,
-) -> list[ModuleArray]:
+) -> ModuleArray | None:
     """Tilted rows over a rectangle (min x, min y, max x, max y in the frame `pose`, rows along x, facing +y).
 
-    `stack` modules one above the other make a row; `gap` metres of roof or ground lie between rows.
+    `stack` modules one above the other make a row; `gap` metres of roof or ground lie between rows.  None without room.
     """
     x0, y0, x1, y1 = area
     across, along = size
     depth = along * math.cos(tilt)
     pitch = stack * depth + gap
-    cols, lines = int((x1 - x0) / across), int((y1 - y0 + gap) / pitch)
+    cols, lines = round(int((x1 - x0) / across) * fill), int((y1 - y0 + gap) / pitch)
     if cols < 2 or lines < 1:
-        return []
-    face_x, face_y = pose.turn(0, 1)
-    azimuth = math.degrees(math.atan2(face_x, -face_y)) % 360
-    first_x = x0 + (x1 - x0 - cols * across) / 2
-    gu, gv = np.meshgrid(first_x + across * (np.arange(cols) + 0.5), y0 + pitch * (np.arange(lines) + 0.5) - gap / 2)
+        return None
+    first_x = x0 + (x1 - x0 - cols * across) * 0.5
+    gu, gv = np.meshgrid(first_x + across * (np.arange(cols) + 0.5), y0 + pitch * np.arange(lines) + stack * depth / 2)
     usable = np.ones(gu.shape, bool)
     for outline in above:
         usable &= ~inside(gu, gv, outline, -(0.5 * stack * depth + 0.4))
-    if fill < 1:
-        usable[:, round(cols * fill) :] = False
-    arrays = []
-    # One array for single rows; a stack of k is k interleaved arrays, since only its rows touch.
-    for k in range(stack):
-        x, y = pose.out(first_x, y0 + k * depth)
-        if usable.any():
-            arrays.append(
-                ModuleArray(
-                    x, y, pose.turn(1, 0), pose.turn(0, 1), across, depth, across, pitch, usable,
-                    math.degrees(tilt), azimuth, mount, look,
-                )  # fmt: skip
-            )
-    return arrays
+    if not usable.any():
+        return None
+    face_x, face_y = pose.turn(0, 1)
+    azimuth = math.degrees(math.atan2(face_x, -face_y)) % 360
+    x, y = pose.out(first_x, y0)
+    return ModuleArray(
+        x, y, pose.turn(1, 0), pose.turn(0, 1), across, depth, pitch, stack, np.repeat(usable, stack, 0),
+        math.degrees(tilt), azimuth, mount, look,
+    )  # fmt: skip
 
 
 def shaded(colour: tuple[float, float, float], light: float) -> tuple[float, float, float]:

@@ -90,7 +90,9 @@ class Sketch:
 
     sun: Sun
     view: tuple[float, float, float, float] | None = None  # min x, min y, max x, max y: nothing beyond is needed
-    shapes: list[tuple[int, int, bool, list[Point]]] = field(default_factory=list)  # layer, ink (-1 shadow), lit, points
+    shapes: list[tuple[int, int, bool, list[Point]]] = field(
+        default_factory=list
+    )  # layer, ink (-1 shadow), lit, points
     inks: list[Ink] = field(default_factory=list)
     arrays: list[ModuleArray] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
@@ -142,8 +144,7 @@ class Sketch:
         corners = [pose.out(px, py) for px, py in box(x, y, w, d)]
         # Corners between two edges that look down the shadow move with it; those at its sides do both.
         ahead = [
-            (q[1] - p[1]) * tx - (q[0] - p[0]) * ty > 0
-            for p, q in zip(corners, corners[1:] + corners[:1], strict=True)
+            (q[1] - p[1]) * tx - (q[0] - p[0]) * ty > 0 for p, q in zip(corners, corners[1:] + corners[:1], strict=True)
         ]
         points: list[Point] = []
         for k, (px, py) in enumerate(corners):

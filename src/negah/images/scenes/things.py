@@ -50,16 +50,52 @@ def draw_style(rng: Random) -> Style:
     """A region at random; half of them like the suburbs of a dry country."""
     if rng.random() < 0.55:
         roofs = {"grey": 3, "dark": 2.0, "brown": 3, "tan": 1.2, "red": 1.2, "white": 0.3}
-        style = Style(roofs, (96, 120, 82), 0.4, (62, 82, 56), (188, 164, 128), (204, 192, 170), (122, 116, 108), 6.0, 0.55, 0.25, 1.22)
+        style = Style(
+            roofs,
+            (96, 120, 82),
+            0.4,
+            (62, 82, 56),
+            (188, 164, 128),
+            (204, 192, 170),
+            (122, 116, 108),
+            6.0,
+            0.55,
+            0.25,
+            1.22,
+        )
     elif rng.random() < 0.5:
         roofs = {"red": 3, "brown": 1.5, "dark": 1.5, "grey": 1.0, "metal": 0.2, "gravel": 0.6}
-        style = Style(roofs, (92, 122, 66), 0.12, (54, 80, 44), (150, 122, 92), (178, 170, 160), (120, 120, 120), 4.5, 0.35, 0.06, 1.0)
+        style = Style(
+            roofs,
+            (92, 122, 66),
+            0.12,
+            (54, 80, 44),
+            (150, 122, 92),
+            (178, 170, 160),
+            (120, 120, 120),
+            4.5,
+            0.35,
+            0.06,
+            1.0,
+        )
     else:
         roofs = {"metal": 3, "dark": 2, "gravel": 2.5, "grey": 1.5, "red": 1.0}
-        style = Style(roofs, (78, 110, 52), 0.3, (50, 84, 40), (146, 124, 98), (190, 184, 172), (128, 126, 124), 3.5, 0.15, 0.01, 1.0)
+        style = Style(
+            roofs,
+            (78, 110, 52),
+            0.3,
+            (50, 84, 40),
+            (146, 124, 98),
+            (190, 184, 172),
+            (128, 126, 124),
+            3.5,
+            0.15,
+            0.01,
+            1.0,
+        )
     return style._replace(
         grass=vary(rng, style.grass, 0.15), leaves=vary(rng, style.leaves, 0.18), soil=vary(rng, style.soil, 0.12),
-        paving=vary(rng, style.paving, 0.08), asphalt=vary(rng, style.asphalt, 0.2),
+        paving=vary(rng, style.paving, 0.08), asphalt=vary(rng, style.asphalt, 0.22),
     )  # fmt: skip
 
 
@@ -153,7 +189,9 @@ def pool(sk: Sketch, rng: Random, pose: Pose, size: float, style: Style) -> None
     rng = Random(rng.getrandbits(32))
     if not sk.sees(pose, size):
         return
-    water = rng.choices([(98, 190, 196), (126, 206, 208), (54, 104, 160), (40, 74, 122), (96, 140, 110)], [4, 3, 2, 1, 1])[0]
+    water = rng.choices(
+        [(98, 190, 196), (126, 206, 208), (54, 104, 160), (40, 74, 122), (96, 140, 110)], [4, 3, 2, 1, 1]
+    )[0]
     w, d = size, size * rng.uniform(0.45, 0.65)
     stone = Ink(vary(rng, style.paving, 0.06), s.STAIN, 0.04)
     ink = Ink(vary(rng, water, 0.06), s.WATER, 0.07)
@@ -175,7 +213,9 @@ class Wish(NamedTuple):
     planes: int
 
 
-def house(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, wish: Wish | None) -> list[list[Point]]:
+def house(
+    sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, wish: Wish | None
+) -> list[list[Point]]:
     """A dwelling of about w x d metres centred in `pose`, street towards +y; returns its outlines in the local frame."""
     material = pick(rng, style.roofs)
     colour = vary(rng, rng.choice(ROOFS[material]), 0.09)
@@ -234,10 +274,12 @@ def house(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style,
 def modules_on(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], light: list[float], wish: Wish) -> list:
     """Module arrays on up to `wish.planes` planes of a roof."""
     look, size, arrays, left = draw_look(rng), rng.choice(MODULES), [], wish.modules
+
     # Installers take the sunny and the large planes; a little chance keeps every orientation in the picture.
     def merit(i: int) -> float:
         xs, ys = zip(*planes[i].points, strict=True)
         return light[i] + 0.02 * math.sqrt((max(xs) - min(xs)) * (max(ys) - min(ys))) + rng.uniform(0, 0.35)
+
     for i in sorted(range(len(planes)), key=merit, reverse=True):
         if left < 3 or len(arrays) >= wish.planes:
             break
@@ -248,9 +290,12 @@ def modules_on(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], light: 
             tilt = math.radians(rng.uniform(5, 25))
             gap = size[0] * math.sin(tilt) * rng.uniform(1.2, 2.5)
             area = (min(xs) + 0.8, min(ys) + 0.8, max(xs) - 0.8, max(ys) - 0.8)
-            rows = rows_of_modules(rng, pose, area, above, look, (size[1], size[0]), tilt, 1, gap, mount="rack", fill=rng.uniform(0.5, 1))
-            arrays += rows
-            left -= sum(a.modules for a in rows)
+            rows = rows_of_modules(
+                rng, pose, area, above, look, (size[1], size[0]), tilt, 1, gap, mount="rack", fill=rng.uniform(0.5, 1)
+            )
+            if rows:
+                arrays.append(rows)
+                left -= rows.modules
             continue
         array = lay_modules(rng, pose, planes[i], above, share, look, size)
         if array:
@@ -283,12 +328,14 @@ def free_spot(rng: Random, pose: Pose, planes: list[Plane], arrays: list, margin
 
 def roof_fittings(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], colour: Colour, arrays: list) -> None:
     """Vents, chimneys, skylights, air conditioners and now and then a solar water heater."""
+
     def place(n: int, margin: float):
         for _ in range(n):
             spot = free_spot(rng, pose, planes, arrays, margin)
             if spot:
                 (x, y), plane = spot
                 yield pose.at(x, y, math.atan2(plane.down[1], plane.down[0]))
+
     bright = Ink((232, 232, 228))
     for p in place(rng.choice([0, 2, 4, 6, 10]), 0.5):
         r = rng.uniform(0.25, 0.6)
@@ -297,7 +344,16 @@ def roof_fittings(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], colo
     if rng.random() < 0.35:
         for p in place(1, 0.9):
             sk.cast_box(p, 0, 0, 0.9, 1.2, 1.3, s.ROOF_SHADOW)
-            sk.rect(p, 0, 0, 0.9, 1.2, Ink(vary(rng, rng.choice([(150, 110, 95), (190, 184, 176), (120, 116, 112)]), 0.08)), s.ROOF_TOP, lit=True)
+            sk.rect(
+                p,
+                0,
+                0,
+                0.9,
+                1.2,
+                Ink(vary(rng, rng.choice([(150, 110, 95), (190, 184, 176), (120, 116, 112)]), 0.08)),
+                s.ROOF_TOP,
+                lit=True,
+            )
             sk.rect(p, 0, 0, 0.5, 0.7, Ink((50, 48, 46)), s.ROOF_TOP)
     if rng.random() < 0.25:
         for p in place(rng.choice([1, 1, 2, 4]), 0.9):
@@ -315,7 +371,7 @@ def roof_fittings(sk: Sketch, rng: Random, pose: Pose, planes: list[Plane], colo
             sk.rect(p, -1.2, 0, 0.5, 2.2, Ink((214, 214, 214)), s.ROOF_TOP)
 
 
-def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, taken: list[list[Point]], style: Style) -> None:
+def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, taken: list[list[Point]], style: Style) -> None:
     """What lies about a house on a lot of w x d metres: drive, patio, pool, trees, sheds, clutter, fences."""
     boxes = [(min(p[0] for p in t), min(p[1] for p in t), max(p[0] for p in t), max(p[1] for p in t)) for t in taken]
 
@@ -333,7 +389,15 @@ def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, 
     mid, wide = rng.uniform(x0 + 1.5, max(x0 + 1.6, x1 - 1.5)), rng.uniform(3, 6)
     sk.poly(pose, box(mid, (y1 + d / 2) / 2, wide, d / 2 - y1 + 0.5), stone, s.FLAT)
     if rng.random() < 0.55:
-        car(sk, rng, pose.at(mid + rng.uniform(-0.8, 0.8), (y1 + d / 2) / 2 + rng.uniform(-0.5, 1.0), math.pi / 2 * rng.choice([1, -1]) + rng.gauss(0, 0.04)))
+        car(
+            sk,
+            rng,
+            pose.at(
+                mid + rng.uniform(-0.8, 0.8),
+                (y1 + d / 2) / 2 + rng.uniform(-0.5, 1.0),
+                math.pi / 2 * rng.choice([1, -1]) + rng.gauss(0, 0.04),
+            ),
+        )
     # Paving around the house, and a patio behind it.
     a, b, c, e = boxes[0]
     if rng.random() < 0.5:
@@ -349,7 +413,16 @@ def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, 
             k = 2 * math.pi / rng.uniform(0.4, 0.9)
             dx, dy = pose.turn(*rng.choice([(1, 0), (0, 1)]))
             sk.cast_box(pose, px, b - cd / 2, cw, cd, 2.5, s.HIGH_SHADOW)
-            sk.rect(pose, px, b - cd / 2, cw, cd, Ink(tone, s.SMOOTH, 0.02, dx * k, dy * k, rng.choice([0.0, 0.0, 0.3, 0.45])), s.ROOF, lit=True)
+            sk.rect(
+                pose,
+                px,
+                b - cd / 2,
+                cw,
+                cd,
+                Ink(tone, s.SMOOTH, 0.02, dx * k, dy * k, rng.choice([0.0, 0.0, 0.3, 0.45])),
+                s.ROOF,
+                lit=True,
+            )
     if rng.random() < style.pool:
         size = rng.uniform(6, 10)
         p = spot(size * 0.45, 20, back=True)
@@ -375,7 +448,9 @@ def yard(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, front: float, 
         p = spot(1.5)
         if p:
             tone = rng.choice([(60, 110, 190), (46, 60, 96), (44, 46, 50), (70, 120, 90)])
-            sk.rect(p, 0, 0, rng.uniform(1.5, 4), rng.uniform(1.5, 5), Ink(vary(rng, tone, 0.08), s.CLUTTER, 0.06), s.LOW)
+            sk.rect(
+                p, 0, 0, rng.uniform(1.5, 4), rng.uniform(1.5, 5), Ink(vary(rng, tone, 0.08), s.CLUTTER, 0.06), s.LOW
+            )
     for _ in range(rng.randint(2, 12)):  # clutter
         p = spot(0.5, 2)
         if p:

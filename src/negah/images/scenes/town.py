@@ -143,7 +143,9 @@ class Town:
             lots = [Lot(u0, u1, v0, v1, 1, 0)]
         return Block(i, j, district, u0, u1, v0, v1, lots)
 
-    def blocks_in(self, bounds: tuple[float, float, float, float]) -> Iterator[tuple[Block, tuple[float, float, float, float]]]:
+    def blocks_in(
+        self, bounds: tuple[float, float, float, float]
+    ) -> Iterator[tuple[Block, tuple[float, float, float, float]]]:
         """Blocks that may touch a window of the world, with the window's bounds in street space."""
         x0, y0, x1, y1 = bounds
         corners = [self.back(x, y) for x in (x0, (x0 + x1) / 2, x1) for y in (y0, (y0 + y1) / 2, y1)]
@@ -160,12 +162,20 @@ class Town:
         """All that touches a window of the world (min x, min y, max x, max y), `reach` metres of surroundings included."""
         x0, y0, x1, y1 = bounds
         sk = Sketch(self.sun, bounds)
-        sk.inks.append(Ink(self.style.asphalt, s.STAIN, 0.05))  # ink 0 is the canvas: the streets
+        sk.inks.append(Ink(self.style.asphalt, s.STAIN, 0.035))  # ink 0 is the canvas: the streets
         for block, (u0, v0, u1, v1) in self.blocks_in((x0 - reach, y0 - reach, x1 + reach, y1 + reach)):
             self.block_ground(sk, block)
             for lot in block.lots:
                 if lot.u0 < u1 and lot.u1 > u0 and lot.v0 < v1 and lot.v1 > v0:
-                    self.draw(sk, block, lot)
+                    corners = [self.out(u, v) for u in (lot.u0, lot.u1) for v in (lot.v0, lot.v1)]
+                    # In a turned town the bounds in street space take in much more than the window.
+                    if (
+                        max(c[0] for c in corners) > x0 - reach
+                        and min(c[0] for c in corners) < x1 + reach
+                        and max(c[1] for c in corners) > y0 - reach
+                        and min(c[1] for c in corners) < y1 + reach
+                    ):
+                        self.draw(sk, block, lot)
         return sk
 
     def block_ground(self, sk: Sketch, block: Block) -> None:
@@ -174,7 +184,11 @@ class Town:
         u0, u1, v0, v1 = block.u0, block.u1, block.v0, block.v1
         if block.district == "field":
             wide = self.street / 2 - 1.8
-            sk.add(self.area(u0 - wide, v0 - wide, u1 + wide, v1 + wide), Ink(vary(rng, self.style.soil, 0.08), s.SOIL, 0.12), s.GROUND)
+            sk.add(
+                self.area(u0 - wide, v0 - wide, u1 + wide, v1 + wide),
+                Ink(vary(rng, self.style.soil, 0.08), s.SOIL, 0.12),
+                s.GROUND,
+            )
             return
         pave = Ink(vary(rng, self.style.paving, 0.05), s.STAIN, 0.04)
         sk.add(self.area(u0 - 0.3, v0 - 0.3, u1 + 0.3, v1 + 0.3), pave, s.GROUND)
@@ -212,7 +226,13 @@ class Town:
         sk.add(self.area(lot.u0, far[0], lot.u1, far[1]), ground_ink(rng, self.style), s.LOT)
         if rng.random() < 0.03:  # an empty lot
             for _ in range(rng.randint(0, 6)):
-                tree(sk, rng, pose.at(rng.uniform(-0.4, 0.4) * w, rng.uniform(-0.4, 0.4) * d), rng.uniform(1.5, 4), self.style)
+                tree(
+                    sk,
+                    rng,
+                    pose.at(rng.uniform(-0.4, 0.4) * w, rng.uniform(-0.4, 0.4) * d),
+                    rng.uniform(1.5, 4),
+                    self.style,
+                )
             return
         hw = min(w - 3.0, rng.uniform(11, 19) * self.size * self.style.size)
         hd = min(d - 13.0, rng.uniform(8.5, 15) * self.size * self.style.size)
@@ -220,10 +240,15 @@ class Town:
         if equipped:
             wish = Wish(max(4, min(44, round(rng.lognormvariate(math.log(13), 0.62)))), rng.choice([1, 1, 1, 2, 2, 3]))
         setback = rng.uniform(5.5, 7.5)
-        at = pose.at(rng.uniform(-0.5, 0.5) * (w - hw - 2.6), max(-d / 2 + hd / 2 + 4.5, d / 2 - hd / 2 - setback), rng.choice([0.0, 0.0, 0.0, rng.gauss(0, 0.08)]))
+        at = pose.at(
+            rng.uniform(-0.5, 0.5) * (w - hw - 2.6),
+            max(-d / 2 + hd / 2 + 4.5, d / 2 - hd / 2 - setback),
+            rng.choice([0.0, 0.0, 0.0, rng.gauss(0, 0.08)]),
+        )
         taken = house(sk, rng, at, hw, hd, self.style, wish)
         dx, dy = at.x - pose.x, at.y - pose.y
         c, t = math.cos(-pose.angle), math.sin(-pose.angle)
         shift = (c * dx - t * dy, t * dx + c * dy)
         moved = [[(x + shift[0], y + shift[1]) for x, y in ring] for ring in taken]
-        yard(sk, rng, pose, w, d, 1.0, moved, self.style)
+        if sk.sees(pose, math.hypot(w, d) / 2 + 10):
+            yard(sk, rng, pose, w, d, moved, self.style)

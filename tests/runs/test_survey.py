@@ -1,0 +1,502 @@
+"""`negah survey` from end to end, with a detector whose readings can be worked out by hand.
+
+`Bright` takes the brightness of a patch for its panel fraction and that of the brightest patch for the probability, so
+a white rectangle on black ground is a panel whose area is known to the last digit.
+"""
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import rasterio.warp
+import shapely
+import torch
+from affine import Affine
+from PIL import Image
+from rasterio.transform import from_origin
+from torch import nn
+
+from negah.cli.main import main
+from negah.errors import InputError, OutputError
+from negah.nn.vit import ViT
+from negah.probe.attentive import AttentiveHead, Reading
+from negah.probe.detector import Detector, DetectorInfo, save
+from negah.runs import survey as runs
+from negah.runs.survey import Options, Summary, survey, with_head
+
+UTM = "EPSG:32633"
+WHITE, BLACK = 255, 0
+
+
+class Bright(Detector):
+    """Panel fraction of a patch = its brightness; probability = the highest; attention even."""
+
+    def __init__(self, **info):
+        nn.Module.__init__(self)
+        self.info = DetectorInfo(**{"name": "bright", "window_px": 32, "area_ratio": (0.5, 2.0), **info})
+        self.anchor = nn.Parameter(torch.zeros(1))
+        self.eval()
+
+    patch = 8  # pyright: ignore[reportAssignmentType]
+
+    def forward(self, images):
+        mean = nn.functional.avg_pool2d(images.float() / 255, 8).mean(1).flatten(1)
+        evidence = torch.logit(mean, eps=1e-6)
+        n = evidence.shape[1]
+        return Reading(evidence.max(1).values, torch.full((len(images), 2, n), 1 / n), evidence)
+
+
+def write_tif(path: Path, image: np.ndarray, *, crs: str | None = UTM, gsd: float = 0.3, origin=(500_000, 5_800_000)):
+    """A grey or RGB image as a GeoTIFF; in UTM at the central meridian a metre of map is 1 / .9996 m of ground."""
+    bands = np.broadcast_to(image, (3, *image.shape)) if image.ndim == 2 else image.transpose(2, 0, 1)
+    where = {"crs": crs, "transform": from_origin(*origin, gsd, gsd)} if crs else {}
+    _, h, w = bands.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", width=w, height=h, count=3, dtype=bands.dtype, tiled=True, blockxsize=64,
+        blockysize=64, compress="deflate", **where,
+    ) as file:  # fmt: skip
+        file.write(bands)
+    return path
+
+
+def town(size: int = 128) -> np.ndarray:
+    """Black ground with two panels: one across the seam of four windows of 32 px, one inside a window."""
+    image = np.full((size, size), BLACK, np.uint8)
+    image[24:40, 56:72] = WHITE  # 16 x 16 px around the corner (32, 64)
+    image[80:88, 8:24] = WHITE  # 8 x 16 px
+    return image
+
+
+def do(paths, out: Path, detector: Detector | None = None, **options) -> Summary:
+    return survey([str(p) for p in paths], out, [detector or Bright()], Options(precision="fp32", **options))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(out: Path) -> dict[str, object]:
+    """What two equal surveys share: rows and pixels, not time stamps."""
+    found: dict[str, object] = {name: (out / name).read_text() for name in ("tiles.csv", "failures.csv")}
+    found["geojson"] = (out / "panels.geojson").read_text()
+    found["panels"] = geopandas.read_parquet(out / "panels.parquet").to_csv()
+    found["gpkg"] = geopandas.read_file(out / "panels.gpkg").to_csv()
+    with rasterio.open(out / "heatmap.tif") as file:
+        found["heatmap"] = file.read().tobytes()
+    found["totals"] = {
+        k: v for k, v in json.loads((out / "run.json").read_text())["totals"].items()
+        if k not in ("out", "report", "continued", "seconds", "windows_per_s")
+    }  # fmt: skip
+    return found
+
+
+def test_areas_and_places_are_exact(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    summary = do([tmp_path / "town.tif"], tmp_path / "out")
+    assert summary.complete and summary.panels == 2 and summary.windows == {"ok": 16}
+    m2 = 0.3 * 0.3 / 0.9996**2  # a UTM metre at the central meridian is 1.0004 m of ground
+    assert summary.area_m2 == pytest.approx((16 * 16 + 8 * 16) * m2, rel=1e-3)
+    assert summary.kw == pytest.approx(summary.area_m2 / 7.29)
+    assert (summary.area_low, summary.area_high) == pytest.approx((summary.area_m2 / 2, summary.area_m2 * 2))
+    assert summary.surveyed_km2 == pytest.approx(128 * 128 * m2 / 1e6, rel=1e-6)
+
+    panels = geopandas.read_parquet(tmp_path / "out/panels.parquet")
+    assert panels.crs == UTM and panels.id.tolist() == ["p000001", "p000002"]
+    seam = shapely.box(500_000 + 56 * 0.3, 5_800_000 - 40 * 0.3, 500_000 + 72 * 0.3, 5_800_000 - 24 * 0.3)
+    assert panels.geometry[0].symmetric_difference(seam).area < 1e-6
+    assert panels.area_m2.tolist() == pytest.approx([256 * m2, 128 * m2], rel=1e-3)
+    assert panels.lon[0] == pytest.approx(15.0, abs=1e-3) and panels.lat[0] == pytest.approx(52.35, abs=0.01)
+
+    tiles = rows(tmp_path / "out/tiles.csv")
+    assert [t["window"] for t in tiles[:5]] == ["c0_r0", "c32_r0", "c64_r0", "c96_r0", "c0_r32"]
+    assert tiles[1]["bounds"] == "500009.6 5799990.4 500019.2 5800000"
+    assert float(tiles[1]["area_m2"]) == pytest.approx(64 * m2, rel=1e-3)
+    assert float(tiles[0]["area_m2"]) == 0 and tiles[0]["status"] == "ok"
+
+    assert geopandas.read_file(tmp_path / "out/panels.gpkg").area_m2.sum() == pytest.approx(summary.area_m2)
+    lonlat = geopandas.read_file(tmp_path / "out/panels.geojson")
+    assert lonlat.crs == "EPSG:4326" and lonlat.geometry[0].centroid.x == pytest.approx(15.0, abs=1e-3)
+    with rasterio.open(tmp_path / "out/heatmap.tif") as heat:
+        assert heat.crs == UTM and heat.shape == (16, 16) and heat.res == pytest.approx((2.4, 2.4))
+        fraction, probability = heat.read()
+    assert (fraction > 0.99).sum() == 6 and fraction[3:5, 7:9].min() > 0.99 and fraction[0, 0] == 0
+    assert probability[0, 0] < 0.01 < 0.99 < probability[0, 4]
+    assert "<html" in (tmp_path / "out/report.html").read_text().lower()
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["totals"]["panels"] == 2 and {"versions", "hardware", "arguments", "seeds"} <= run.keys()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "failures.csv", "heatmap.tif", "ledger.sqlite", "panels.geojson", "panels.gpkg", "panels.parquet",
+        "report.html", "run.json", "tiles.csv",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5, 0.8])
+def test_overlap_counts_a_panel_once(tmp_path, overlap):
+    write_tif(tmp_path / "town.tif", town())
+    plain = do([tmp_path / "town.tif"], tmp_path / "plain")
+    dense = do([tmp_path / "town.tif"], tmp_path / "dense", overlap=overlap)
+    assert sum(dense.windows.values()) > 16
+    assert dense.panels == plain.panels == 2
+    assert dense.area_m2 == pytest.approx(plain.area_m2, rel=0.01)
+    assert dense.surveyed_km2 == pytest.approx(plain.surveyed_km2)
+
+
+def test_area_is_that_of_the_ground_in_web_mercator_degrees_and_feet(tmp_path):
+    """The same 0.3 m pixels at 52 degrees north, in projections whose units are not metres of ground."""
+    scale = math.cos(math.radians(52.0))
+    image = np.full((64, 64), BLACK, np.uint8)
+    image[16:32, 16:32] = WHITE
+    _, north = rasterio.warp.transform("EPSG:4326", "EPSG:3857", [5.0], [52.0])
+    write_tif(tmp_path / "mercator.tif", image, crs="EPSG:3857", gsd=0.3 / scale, origin=(556_597, north[0]))
+    found = do([tmp_path / "mercator.tif"], tmp_path / "out")
+    assert found.panels == 1 and found.windows == {"ok": 4}
+    assert found.area_m2 == pytest.approx(256 * 0.09, rel=0.01)  # 2.6 times that if map metres were believed
+
+    write_tif(tmp_path / "feet.tif", image, crs="EPSG:2263", gsd=1.0, origin=(985_000, 200_000))  # New York, US ft
+    assert do([tmp_path / "feet.tif"], tmp_path / "feet").area_m2 == pytest.approx(256 * 0.3048**2, rel=0.01)
+
+    dx = 0.3 / (111_320 * scale)
+    path = tmp_path / "degrees.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", width=64, height=64, count=3, dtype="uint8", crs="EPSG:4326",
+        transform=from_origin(5.0, 52.0, dx, 0.3 / 111_270),
+    ) as file:  # fmt: skip
+        file.write(np.broadcast_to(image, (3, 64, 64)))
+    assert do([path], tmp_path / "degrees").area_m2 == pytest.approx(256 * 0.09, rel=0.01)
+
+
+def test_tiles_without_a_crs_are_measured_with_gsd_and_given_in_pixels(tmp_path):
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for k in range(40):  # more than one batch
+        image = np.full((31, 31, 3), BLACK, np.uint8)  # smaller than a window: one row each
+        image[8:16, 8:16] = WHITE if k % 2 else BLACK
+        Image.fromarray(image).save(folder / f"{k:02}.png")
+    out = tmp_path / "out"
+    summary = do([folder], out, gsd=0.3)
+    tiles = rows(out / "tiles.csv")
+    assert [Path(t["source"]).name for t in tiles] == [f"{k:02}.png" for k in range(40)]
+    assert all(t["window"] == "c0_r0" and t["bounds"] == "0 0 31 31" and t["probability"] for t in tiles)
+    assert [float(t["probability"]) > 0.5 for t in tiles] == [k % 2 == 1 for k in range(40)]
+    assert float(tiles[1]["area_m2"]) == pytest.approx(64 * 0.09, rel=0.1)  # resampled from 31 to 32 px
+    panels = geopandas.read_parquet(out / "panels.parquet")
+    assert len(panels) == 20 and panels.crs is None
+    assert panels.geometry[0].bounds == pytest.approx((7.75, 7.75, 15.5, 15.5))
+    assert not (out / "panels.geojson").exists() and not (out / "heatmap.tif").exists()
+    assert any("pixels" in note for note in summary.notes)
+    assert "EPSG:4326" in (out / "report.html").read_text()
+
+
+def test_no_crs_and_no_gsd_is_refused_with_the_way_out(tmp_path):
+    Image.fromarray(town()).save(tmp_path / "town.png")
+    with pytest.raises(InputError, match=r"town\.png.*--gsd 0\.3"):
+        do([tmp_path / "town.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rotated_geotransform_is_refused_with_advice(tmp_path):
+    transform = Affine(0.28, 0.1, 500_000, 0.1, -0.28, 5_800_000)
+    with rasterio.open(
+        tmp_path / "turned.tif", "w", driver="GTiff", width=64, height=64, count=3, dtype="uint8", crs=UTM,
+        transform=transform,
+    ) as file:  # fmt: skip
+        file.write(np.zeros((3, 64, 64), np.uint8))
+    with pytest.raises(InputError, match=r"turned\.tif.*gdalwarp"):
+        do([tmp_path / "turned.tif"], tmp_path / "out")
+
+
+def test_bad_files_are_rows_and_the_rest_is_done(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_tif(folder / "a_good.tif", town())
+    (folder / "b_empty.tif").write_bytes(b"")
+    (folder / "c_text.tif").write_text("I am not a picture")
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    whole = write_tif(folder / "d_cut.tif", noise).read_bytes()
+    (folder / "d_cut.tif").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(noise).save(folder / "e_no_crs.png")
+    out = tmp_path / "out"
+    summary = do([folder], out)
+    failed = {Path(f["source"]).name: f for f in rows(out / "failures.csv")}
+    assert {"b_empty.tif", "c_text.tif", "d_cut.tif", "e_no_crs.png"} == failed.keys()
+    assert all(f["reason"] for f in failed.values()) and "--gsd" in failed["e_no_crs.png"]["reason"]
+    assert not summary.complete and summary.panels >= 2
+    status: dict[str, set[str]] = {}
+    for tile in rows(out / "tiles.csv"):
+        status.setdefault(Path(tile["source"]).name, set()).add(tile["status"])
+    assert status["a_good.tif"] == {"ok"} and status["b_empty.tif"] == {"failed"} and "failed" in status["d_cut.tif"]
+    assert "b_empty.tif" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize("kind", ["uint16", "one band", "float with NaN"])
+def test_unusual_rasters_are_surveyed(tmp_path, kind):
+    image = town().astype(np.float32)
+    profile = {"count": 1, "dtype": "uint8"}
+    if kind == "uint16":
+        image, profile = image * 200, {"count": 1, "dtype": "uint16"}
+    elif kind == "float with NaN":
+        image[64:, 64:] = np.nan
+        profile = {"count": 1, "dtype": "float32", "nodata": np.nan}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", width=128, height=128, crs=UTM,
+        transform=from_origin(500_000, 5_800_000, 0.3, 0.3), **profile,
+    ) as file:  # fmt: skip
+        file.write(image.astype(profile["dtype"]), 1)
+    summary = do([tmp_path / "a.tif"], tmp_path / "out")
+    assert summary.complete and summary.panels == 2
+    assert summary.area_m2 == pytest.approx(384 * 0.09, rel=0.02)
+    if kind == "float with NaN":
+        assert summary.windows == {"nodata": 4, "ok": 12}
+        assert summary.surveyed_km2 == pytest.approx(0.75 * 128**2 * 0.09 / 1e6, rel=0.01)
+
+
+def test_gsd_outside_the_models_range_is_done_and_said(tmp_path):
+    write_tif(tmp_path / "coarse.tif", town(), gsd=0.9)
+    summary = do([tmp_path / "coarse.tif"], tmp_path / "out")
+    assert summary.windows.keys() == {"gsd-out-of-range"}
+    assert {t["status"] for t in rows(tmp_path / "out/tiles.csv")} == {"gsd-out-of-range"}
+    assert any("coarse.tif" in note and "0.9" in note for note in summary.notes)
+
+
+def test_sources_of_several_crs_come_together(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_tif(folder / "a.tif", town())
+    write_tif(folder / "b.tif", town(), crs="EPSG:32634")
+    out = tmp_path / "out"
+    do([folder], out)
+    panels = geopandas.read_parquet(out / "panels.parquet")
+    assert panels.crs == "EPSG:4326" and len(panels) == 4 and panels.id.is_unique
+    assert panels.lon.round(2).tolist() == [15.0, 15.0, 21.0, 21.0]
+    assert sorted(p.name for p in (out / "heatmaps").iterdir()) != []
+    # with one that has no CRS, its panels go to files of their own
+    Image.fromarray(town()).save(folder / "c.png")
+    do([folder], out, gsd=0.3, overwrite=True)
+    pixel = geopandas.read_parquet(out / "panels-pixel.parquet")
+    assert len(pixel) == 2 and pixel.crs is None and len(geopandas.read_parquet(out / "panels.parquet")) == 4
+
+
+def test_area_of_interest_and_parcels(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    left = shapely.box(500_000, 5_799_950, 500_000 + 64 * 0.3, 5_800_001)  # cuts the first panel in half
+    geopandas.GeoSeries([left], crs=UTM).to_crs(4326).to_file(tmp_path / "aoi.geojson")
+    middle = 5_800_000 - 64 * 0.3
+    parcels = geopandas.GeoDataFrame(
+        {"owner": ["north", "south"], "panels": ["theirs", "theirs"]},
+        geometry=[
+            shapely.box(499_900, middle, 500_100, 5_800_100), shapely.box(499_900, 5_799_900, 500_100, middle)
+        ],
+        crs=UTM,
+    )  # fmt: skip
+    parcels.to_file(tmp_path / "parcels.gpkg")
+    out = tmp_path / "out"
+    summary = do([tmp_path / "town.tif"], out, aoi=tmp_path / "aoi.geojson", parcels=tmp_path / "parcels.gpkg")
+    assert summary.windows["outside-aoi"] >= 4 and summary.panels == 2
+    m2 = 0.09 / 0.9996**2
+    assert summary.area_m2 == pytest.approx((128 + 128) * m2, rel=0.01)
+    joined = geopandas.read_parquet(out / "parcels.parquet")
+    assert joined.owner.tolist() == ["north", "south"] and joined.panels.tolist() == [1, 1]
+    assert joined.panels_given.tolist() == ["theirs", "theirs"]
+    assert joined.panel_area_m2.tolist() == pytest.approx([128 * m2, 128 * m2], rel=0.01)
+    assert joined.panel_kw.sum() == pytest.approx(summary.kw)
+    assert [r["owner"] for r in rows(out / "parcels.csv")] == ["north", "south"]
+    # without them, the files of before do not stay behind, and nothing is scored again
+    again = do([tmp_path / "town.tif"], out, aoi=tmp_path / "aoi.geojson", m2_per_kw=5.0)
+    assert again.continued and again.seconds == summary.seconds and again.kw == pytest.approx(again.area_m2 / 5)
+    assert not (out / "parcels.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.geojson", None, "no such file"),
+        ("text.geojson", "hello", "cannot be read"),
+        ("points.geojson", '{"type": "Point", "coordinates": [15, 52]}', "polygons"),
+    ],
+)
+def test_bad_polygons_are_refused(tmp_path, name, content, message):
+    write_tif(tmp_path / "town.tif", town())
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        do([tmp_path / "town.tif"], tmp_path / "out", aoi=tmp_path / name)
+
+
+def test_a_folder_of_another_survey_is_refused(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    write_tif(tmp_path / "other.tif", town(64))
+    out = tmp_path / "out"
+    do([tmp_path / "town.tif"], out)
+    before = contents(out)
+    with pytest.raises(OutputError, match=r"threshold was 0\.5 there and is 0\.7 now.*--overwrite"):
+        do([tmp_path / "town.tif"], out, threshold=0.7)
+    with pytest.raises(OutputError, match=r"other\.tif"):
+        do([tmp_path / "other.tif"], out)
+    os.utime(tmp_path / "town.tif", (1, 1))
+    with pytest.raises(OutputError, match=r"town\.tif has changed"):
+        do([tmp_path / "town.tif"], out)
+    assert contents(out) == before
+    assert do([tmp_path / "other.tif"], out, overwrite=True).windows == {"ok": 4}
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/tiles.csv").write_text("mine")
+    with pytest.raises(OutputError, match=r"already holds tiles\.csv"):
+        do([tmp_path / "town.tif"], tmp_path / "mine")
+    assert (tmp_path / "mine/tiles.csv").read_text() == "mine"
+
+
+def test_results_are_not_surveyed_themselves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tif(tmp_path / "town.tif", town())
+    first = do(["."], Path("out"))
+    second = do(["."], Path("out"))
+    assert first.sources == second.sources == 1 and second.continued
+
+
+def test_interrupted_survey_continues_to_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BATCHES", {"cpu": 3})
+    rng = np.random.default_rng(0)
+    write_tif(tmp_path / "town.tif", np.maximum(town(256), rng.integers(0, 90, (256, 256), dtype=np.uint8)))
+    detector = Detector.random(window_px=32)
+    do([tmp_path / "town.tif"], tmp_path / "whole", detector, overlap=0.5, threshold=0.0)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if (stage == "windows" and done >= total // 2) or (stage == "map" and interruptions):
+            interruptions.append(stage)
+            raise KeyboardInterrupt
+
+    interruptions: list[str] = []
+    options = Options(precision="fp32", overlap=0.5, threshold=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        survey([str(tmp_path / "town.tif")], tmp_path / "out", [detector], options, progress=stop)
+    assert interruptions == ["windows"] and not (tmp_path / "out/tiles.csv").exists()
+    summary = do([tmp_path / "town.tif"], tmp_path / "out", detector, overlap=0.5, threshold=0.0)
+    assert summary.continued
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from negah.probe.detector import Detector
+from negah.runs import survey as runs
+runs.BATCHES = {"cpu": 3}
+slow = float(sys.argv[3])
+def progress(stage, done, total):
+    if stage == "windows" and 0 < done < total:
+        print("half", flush=True)
+        time.sleep(slow)
+runs.survey([sys.argv[1]], Path(sys.argv[2]), [Detector.random(window_px=32)],
+            runs.Options(precision="fp32", threshold=0.0), progress=progress)
+"""
+
+
+def test_killed_survey_continues_to_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BATCHES", {"cpu": 3})
+    write_tif(tmp_path / "town.tif", np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
+    detector = Detector.random(window_px=32)
+    do([tmp_path / "town.tif"], tmp_path / "whole", detector, threshold=0.0)
+    (tmp_path / "run.py").write_text(KILLED)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "town.tif"), str(tmp_path / "out")]
+    child = subprocess.Popen([*command, "60"], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "half\n"
+    # while it runs, nobody else may write there
+    with pytest.raises(OutputError, match="another process"):
+        do([tmp_path / "town.tif"], tmp_path / "out", detector, threshold=0.0)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not (tmp_path / "out/tiles.csv").exists()
+    summary = do([tmp_path / "town.tif"], tmp_path / "out", detector, threshold=0.0)
+    assert summary.continued
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+FULL_DISK = """
+set -e
+mount -t tmpfs -o size={size} tmpfs {disk}
+{python} {script} {image} {disk}/out || true
+"""
+
+
+@pytest.mark.parametrize("size", ["100k", "700k"])  # full for the ledger, full for the files
+def test_full_disk_is_said_in_a_line_and_nothing_half_done_is_left(tmp_path, size):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    probe = subprocess.run(mount, capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {probe.stderr.strip()}")
+    write_tif(tmp_path / "town.tif", np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
+    (tmp_path / "run.py").write_text(textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        from negah.errors import OutputError
+        from negah.probe.detector import Detector
+        from negah.runs.survey import Options, survey
+        try:
+            survey([sys.argv[1]], Path(sys.argv[2]), [Detector.random(window_px=32)],
+                   Options(precision="fp32", threshold=0.0))
+        except (OutputError, OSError) as error:
+            print(f"{type(error).__name__}: {error}")
+            print(sorted(p.name for p in Path(sys.argv[2]).iterdir() if not p.name.startswith("ledger")))
+    """))
+    script = FULL_DISK.format(
+        size=size, disk=disk, python=sys.executable, script=tmp_path / "run.py", image=tmp_path / "town.tif"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    message, left = done.stdout.splitlines()[-2:]
+    assert message.startswith("OutputError: "), done.stdout + done.stderr
+    assert left == "[]"
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    write_tif(tmp_path / "town.tif", town())
+    save(Detector.random(window_px=32), tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    argv = ["survey", "town.tif", "--model", "model.safetensors", "--precision", "fp32"]
+    assert main([*argv, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["status"] == "complete" and result["windows"] == {"ok": 16}
+    assert Path(result["report"]) == Path("negah-survey-town/report.html") and Path(result["report"]).exists()
+    assert main(argv) == 0
+    assert "negah-survey-town/report.html" in capsys.readouterr().out
+    assert main([*argv, "--threshold", "0.9"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / "zero.tif").write_bytes(b"")
+    assert main([*argv, "zero.tif", "--out", "both"]) == 3
+    assert "zero.tif" in capsys.readouterr().err
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "score", interrupted)
+    assert main([*argv, "--out", "third"]) == 130
+    assert "same command again" in capsys.readouterr().err
+
+
+def test_head_on_another_backbone(tmp_path):
+    whole = Detector.random(window_px=32, dim=32)
+    save(whole, tmp_path / "whole.safetensors")
+    rebuilt = with_head(whole.backbone, tmp_path / "whole.safetensors")
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert torch.equal(rebuilt(images).logit, whole(images).logit)
+    narrow = ViT(patch=8, dim=16, depth=1, heads=1, grid=(4, 4))
+    with pytest.raises(runs.WeightsError, match="16 wide"):
+        with_head(narrow, tmp_path / "whole.safetensors")
+    assert isinstance(rebuilt.head, AttentiveHead)
