@@ -15,7 +15,8 @@ from negah.cli import main as cli
 from negah.cli import show
 from negah.errors import InputError
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+# As a user's shell has it: stdout is buffered, whatever the tests run under.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "PYTHONUNBUFFERED": ""}
 
 
 def shell(*words: str, **options) -> subprocess.CompletedProcess:

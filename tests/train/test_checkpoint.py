@@ -187,6 +187,8 @@ def test_another_runs_folder_is_refused_by_what_differs(tmp_path):
         train(tmp_path, lr=0.1)
     with pytest.raises(OutputError, match=r"data seed 0 \(now 1\)"):
         train(tmp_path, source=batches(seed=1))
+    with pytest.raises(OutputError, match=r"callbacks At \(now \)"):
+        train(tmp_path, callbacks=[])
     with pytest.raises(OutputError, match="another objective") as caught:
         train(tmp_path, objective=Dropped(width=7))
     assert "\n" not in str(caught.value)

@@ -28,9 +28,12 @@ class Quadratic(Objective):
         return {"loss": (self.net(x).squeeze(-1) - y).square().mean()}
 
 
-class CrashAfterStep4(Callback):
+class CrashAfter(Callback):
+    def __init__(self, step: int):
+        self.step = step
+
     def after_step(self, run) -> None:
-        if run.step == 4:
+        if run.step == self.step:
             raise RuntimeError("crash")
 
 
@@ -59,9 +62,9 @@ def main(folder: Path) -> None:
     except TrainingError as error:
         found["error"] = str(error)
     try:
-        train(out=folder / "run", checkpoint_every=3, callbacks=[CrashAfterStep4()])
+        train(out=folder / "run", checkpoint_every=3, callbacks=[CrashAfter(4)])
     except RuntimeError:
-        found["resumed"] = train(out=folder / "run")
+        found["resumed"] = train(out=folder / "run", callbacks=[CrashAfter(99)])
     try:
         train(out=folder / "in the way" / "run")
     except OutputError as error:

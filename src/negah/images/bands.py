@@ -5,6 +5,7 @@ not 8-bit are stretched between two percentiles of the whole raster, the same fo
 was trained on 8-bit photographs must not see a panel's brightness depend on what else lies in its window.
 """
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,20 +29,19 @@ SAMPLE_PX = 1024  # longest side of the decimated read from which they are taken
 SAMPLE_SPOTS, SPOT_PX = 8, 128  # without overviews: so many squares per axis, of so many pixels
 MAX_BLOCK = 2**29  # bytes of a tile or strip; GDAL takes about twice that to decode it
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
-# Settings of GDAL, the reading library below rasterio, while we open and read.
+# Settings of GDAL, the reading library below rasterio, while we open and read; variables of these names in the
+# environment come first.
 GDAL = {
-    # MB of decoded blocks that GDAL keeps, for all open rasters together.  Its own default is 5 % of the machine's
+    # Bytes of decoded blocks that GDAL keeps, for all open rasters together.  Its own default is 5 % of the machine's
     # memory: 50 GB on a large server, which looks like a leak.  A row of 256 px blocks under a raster 20,000 px wide
     # takes 15 MB, so with this each block is decoded once however the windows lie across blocks.
-    "GDAL_CACHEMAX": 192,
-    # No listing of a server's folder, no retry without end: a survey must go on to its next source.
+    "GDAL_CACHEMAX": 2000 * 2**20,
+    # No listing of a server's folder, no waiting without end: a survey must go on to its next source.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
     "GDAL_HTTP_TIMEOUT": 60,
     "GDAL_HTTP_MAX_RETRY": 3,
     "GDAL_HTTP_RETRY_DELAY": 1,
-    # A VRT may name Python code to run on its pixels; that is GDAL's default too, and must not depend on a variable.
-    "GDAL_VRT_ENABLE_PYTHON": "NO",
 }
 CMYK = (ColorInterp.cyan, ColorInterp.magenta, ColorInterp.yellow, ColorInterp.black)
 
@@ -59,26 +59,27 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 def gdal_settings(*, remote: bool = False) -> rasterio.Env:
     """The context in which GDAL opens files and reads them."""
-    # beside a local file, sidecars (.ovr, .msk, .aux.xml, world files) are looked for; on a server they cost requests
-    settings = GDAL if remote else {k: v for k, v in GDAL.items() if k != "GDAL_DISABLE_READDIR_ON_OPEN"}
-    return rasterio.Env(**settings)
+    settings = {key: value for key, value in GDAL.items() if key not in os.environ}
+    if not remote:
+        # beside a local file, sidecars (.ovr, .msk, .aux.xml, world files) are looked for; on a server that is slow
+        settings.pop("GDAL_DISABLE_READDIR_ON_OPEN", None)
+    # a VRT may name Python code to run on its pixels: never
+    return rasterio.Env(**settings, GDAL_VRT_ENABLE_PYTHON="NO")
 
 
 @contextmanager
-def open_dataset(
-    source: Path | str | bytes, driver: str | list[str], *, name: str, remote: bool = False
-) -> Iterator[DatasetReader]:
+def open_dataset(source: Path | str | bytes, driver: str | list[str], *, name: str) -> Iterator[DatasetReader]:
     """Open a raster with the named drivers of GDAL and no other, from a file, a /vsi name or bytes.
 
     Raises InputError where GDAL cannot open it, or it can only be read in pieces of more than MAX_BLOCK bytes.
     """
     with ExitStack() as stack:
-        stack.enter_context(gdal_settings(remote=remote))
         try:
-            if isinstance(source, bytes):
-                dataset = stack.enter_context(stack.enter_context(MemoryFile(source)).open(driver=driver))
-            else:
-                dataset = stack.enter_context(rasterio.open(source, driver=driver, sharing=False))
+            with gdal_settings(remote=isinstance(source, str) and source.startswith("/vsicurl/")):
+                if isinstance(source, bytes):
+                    dataset = stack.enter_context(stack.enter_context(MemoryFile(source)).open(driver=driver))
+                else:
+                    dataset = stack.enter_context(rasterio.open(source, driver=driver, sharing=False))
         except (RasterioError, OSError) as error:
             raise InputError(f"{name} cannot be opened: {reason(error)}") from None
         if not dataset.count:
@@ -141,12 +142,17 @@ class Bands:
         same = shape == (box.height, box.width)
         resampling = Resampling.nearest if same or self._palette is not None else Resampling.average
         indexes = [*self._shown, self._alpha] if self._alpha else self._shown
+        mask = None
         try:
-            values = self._dataset.read(indexes, window=window, out_shape=(len(indexes), *shape), resampling=resampling)
-            mask = self._dataset.read_masks(self._shown[0], window=window, out_shape=shape) != 0 if self._mask else None
+            with gdal_settings():
+                values = self._dataset.read(
+                    indexes, window=window, out_shape=(len(indexes), *shape), resampling=resampling
+                )
+                if self._mask:
+                    mask = self._dataset.read_masks(self._shown[0], window=window, out_shape=shape)
         except RasterioError as error:
-            raise InputError(f"{self._name} cannot be read at {box}: {reason(error)}") from None
-        valid = np.ones(shape, bool) if mask is None else mask
+            raise InputError(f"{self._name} cannot be read at {_place(box)}: {reason(error)}") from None
+        valid = np.ones(shape, bool) if mask is None else mask != 0
         if self._alpha:
             valid &= values[-1] != 0
             values = values[:-1]
@@ -221,10 +227,11 @@ class Bands:
         for box, shape in boxes:
             window = _window(box)
             try:
-                values = dataset.read(self._shown, window=window, out_shape=(len(self._shown), *shape))
-                mask = dataset.dataset_mask(window=window, out_shape=shape) != 0
+                with gdal_settings():
+                    values = dataset.read(self._shown, window=window, out_shape=(len(self._shown), *shape))
+                    mask = dataset.dataset_mask(window=window, out_shape=shape) != 0
             except RasterioError as error:
-                raise InputError(f"{self._name} cannot be read at {box}: {reason(error)}") from None
+                raise InputError(f"{self._name} cannot be read at {_place(box)}: {reason(error)}") from None
             parts.append(values[:, mask & ~self._is_nodata(values)].reshape(-1))
         return np.concatenate(parts)
 
@@ -241,6 +248,10 @@ class Bands:
 def _window(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     """A box the way rasterio takes it: rows and columns, each from first to end."""
     return (box.row, box.row + box.height), (box.col, box.col + box.width)
+
+
+def _place(box: Box) -> str:
+    return f"column {box.col}, row {box.row}"
 
 
 def reason(error: Exception) -> str:

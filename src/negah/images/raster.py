@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 
 from negah.errors import GeoError
-from negah.images.bands import Bands, Pixels, gdal_settings, open_dataset
+from negah.images.bands import Bands, Pixels, open_dataset
 from negah.images.decode import (
     DRIVERS,
     Picture,
@@ -73,7 +73,6 @@ class Raster:
         self._bands: Bands | None = None
         self._picture: Picture | None = None
         self._whole: Pixels | None = None
-        self._remote = isinstance(source, str) and "/vsicurl/" in source
         try:
             self._open(source)
         except BaseException:
@@ -174,7 +173,7 @@ class Raster:
         self._open_dataset(source, DRIVERS[kind])
 
     def _open_dataset(self, source: Path | str | bytes, driver: str | list[str]) -> None:
-        dataset = self._stack.enter_context(open_dataset(source, driver, name=self.name, remote=self._remote))
+        dataset = self._stack.enter_context(open_dataset(source, driver, name=self.name))
         if dataset.driver in ("PNG", "JPEG"):
             check_size(dataset.width, dataset.height, name=self.name)
         self.width, self.height = dataset.width, dataset.height
@@ -219,9 +218,6 @@ class Raster:
             pixels = Pixels(self._whole.rgb[rows, cols].copy(), self._whole.valid[rows, cols].copy())
             return pixels if shape == pixels.valid.shape else resample(pixels, shape)
         assert self._bands is not None
-        if self._remote:
-            with gdal_settings(remote=True):
-                return self._bands.read(inside, shape)
         return self._bands.read(inside, shape)
 
     def _preview(self, box: Box, inside: Box, shape: tuple[int, int]) -> Pixels:

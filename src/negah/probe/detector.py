@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from negah.errors import WeightsError
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, Reading
+from negah.weights.files import bundled_path
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,10 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Det
 
 
 def detector_path(name_or_path: str | Path) -> Path:
-    """Where a detector's file lies; bundled names start with "negah/"."""
+    """Where a detector's file lies; bundled names start with "negah/". WeightsError where there is none."""
     text = str(name_or_path)
     if text.startswith("negah/"):
-        bundled = Path(__file__).parent.parent / "weights" / "bundled"
-        path = bundled / f"{text.removeprefix('negah/')}.safetensors"
-        if not path.is_file():
-            names = ", ".join(sorted(f"negah/{p.stem}" for p in bundled.glob("*.safetensors"))) or "none"
-            raise WeightsError(f"there is no bundled model {text}: bundled are {names}")
-        return path
+        return bundled_path(text)
     path = Path(text)
     if not path.is_file():
         raise WeightsError(

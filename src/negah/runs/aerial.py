@@ -57,7 +57,7 @@ GSD_M = 0.3
 WINDOW_PX = 104
 PATCH_PX = 8
 UCMERCED_PANELS: frozenset[str] = frozenset()  # names of pictures with panels, found by looking
-SCENES = 1000
+SCENES = 1500
 SCENE_SEED = 100_000  # far from the seeds that tests and demonstrations use
 MIN_PANEL_PATCHES = 0.35  # a mask of less than this many patches (2 m2) is not called present ...
 NO_PANEL_PATCHES = 0.02  # ... and of less than this is called absent; between the two presence is not asked for
@@ -180,7 +180,7 @@ def train(
 ) -> Detector:  # fmt: skip
     """One stage: `detector` is trained in place, and the average of its weights is returned."""
     mixture = Mixture(sources, side=side)
-    objective = Detection(detector.train())
+    objective = Detection(detector.requires_grad_().train())  # an average, as a first stage returns it, asks for none
     batches = Batches(mixture, batch, seed=seed, sampler=mixture.order, collate=mixture.collate, workers=workers)
     fit(
         objective, batches, steps=steps, lr=lr, weight_decay=0.05, warmup=min(200, steps // 10), clip=1.0,

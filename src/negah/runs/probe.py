@@ -263,7 +263,7 @@ class ProbeObjective(Objective):
         self.head = head
         self.backbone = backbone
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         """Batch of (tokens or images, labels as floats)."""
         inputs, labels = batch
         tokens = inputs.float() if self.backbone is None else self.backbone.tokens(inputs)

@@ -9,12 +9,10 @@ raster.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
-import rasterio.features
 import shapely
-from affine import Affine
 from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy import ndimage
@@ -52,18 +50,11 @@ class Component:
 
     def outline(self, layout: Layout) -> BaseGeometry:
         """The cells' outline in source pixels; several polygons where cells touch at a corner only."""
-        top, left = int(self.rows.min()), int(self.cols.min())
-        bottom, right = int(self.rows.max()) + 1, int(self.cols.max()) + 1
-        mask = np.zeros((bottom - top, right - left), np.uint8)
-        mask[self.rows - top, self.cols - left] = 1
-        w, h = layout.x.cell, layout.y.cell
-        to_pixels = Affine(w, 0, left * w, 0, h, top * h)
-        shapes = rasterio.features.shapes(mask, mask=mask.astype(bool), connectivity=4, transform=to_pixels)
-        parts = [shapely.geometry.shape(geometry) for geometry, _ in shapes]
-        outline = parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)
-        if bottom * h > layout.y.size or right * w > layout.x.size:
-            outline = shapely.intersection(outline, shapely.box(0, 0, layout.x.size, layout.y.size))
-        return outline
+        # In units of cells first, where edges meet exactly and points in the middle of an edge are exactly that.
+        squares = shapely.box(self.cols, self.rows, self.cols + 1, self.rows + 1)
+        outline = shapely.simplify(shapely.coverage_union_all(squares), 0)
+        cell, size = np.array([layout.x.cell, layout.y.cell]), np.array([layout.x.size, layout.y.size])
+        return shapely.transform(outline, lambda xy: np.minimum(xy * cell, size))
 
 
 def strips(layout: Layout, windows: Iterable[Window]) -> Iterator[Strip]:
@@ -98,7 +89,7 @@ def components(pieces: Iterable[Strip], *, level: float = LEVEL) -> Iterator[Com
     for piece in pieces:
         with np.errstate(invalid="ignore"):
             mask = piece.fraction >= level  # NaN compares as False
-        labels, count = ndimage.label(mask, CORNERS_TOUCH)
+        labels, count = cast(tuple[ndarray, int], ndimage.label(mask, CORNERS_TOUCH))
         labels = np.where(labels > 0, labels + total, 0)
         parent = {label: label for label in [*open_, *range(total + 1, total + count + 1)]}
         total += count

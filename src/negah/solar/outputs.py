@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -337,7 +338,8 @@ def heatmap_names(plan: Plan) -> dict[int, str]:
 def _write_frame(assembly: Assembly, name: str, frame: geopandas.GeoDataFrame) -> None:
     with assembly.file(f"{name}.parquet") as path:
         frame.to_parquet(path)
-    with assembly.file(f"{name}.gpkg") as path:
+    with assembly.file(f"{name}.gpkg") as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'crs' was not provided")  # pixels have none, as the notes say
         kind = {"geometry_type": "MultiPolygon", "promote_to_multi": True}  # parts of both kinds, or none
         frame.to_file(path, driver="GPKG", layer="panels", engine="pyogrio", **kind)
 

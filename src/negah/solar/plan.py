@@ -314,16 +314,17 @@ def _plan_source(
     with source.open() as raster:
         mean, warnings = raster.gsd_m(gsd)
         width, height = raster.width, raster.height
-        known = raster.crs is not None and raster.transform is not None
+        crs, transform = raster.crs, raster.transform
+        known = crs is not None and transform is not None
         if region is not None and not known:
             raise GeoError(f"{source.name} has no CRS, so polygons cannot be laid over it: leave out --aoi for it")
-        middle = pixel_size_m(raster.crs, raster.transform, width / 2, height / 2) if known else (mean, mean)
+        middle = pixel_size_m(crs, transform, width / 2, height / 2) if known else (mean, mean)
         layout = Layout(
             axis_of(width, middle[0], info, patch=patch, overlap=overlap),
             axis_of(height, middle[1], info, patch=patch, overlap=overlap),
         )
         if known and len(layout) > 1:
-            ground = _ground(raster.crs, raster.transform, width, height)
+            ground = _ground(crs, transform, width, height)
         else:
             ground = Ground([0.0], [0.0], [[float(middle[0] * middle[1])]])
         notes = list(warnings)
@@ -339,8 +340,8 @@ def _plan_source(
             name=source.name,
             width=width,
             height=height,
-            crs=raster.crs.to_wkt() if known else None,
-            transform=tuple(raster.transform)[:6] if known else None,
+            crs=crs.to_wkt() if known else None,
+            transform=tuple(transform)[:6] if known else None,
             gsd_m=mean,
             in_range=in_range,
             layout=layout,

@@ -90,6 +90,7 @@ def join(parcels: geopandas.GeoDataFrame, panels: geopandas.GeoDataFrame) -> geo
 
     A column of the parcels that has one of these names keeps its values under the name with "_given" appended.
     """
+    assert panels.crs is not None
     here = parcels.geometry.to_crs(panels.crs).to_numpy()
     outlines = panels.geometry.to_numpy()
     j, i = shapely.STRtree(here).query(outlines, predicate="intersects")  # panel, parcel

@@ -96,7 +96,7 @@ def fit(
     inherit = ["weight_decay" not in group for group in groups]
     scores, schedule = scores or {}, schedule or cosine()
     settings = {"steps": steps, "lr": lr, "accumulate": accumulate, "precision": precision, "seed": seed}
-    settings |= source.settings()
+    settings |= {"callbacks": ", ".join(type(callback).__name__ for callback in callbacks), **source.settings()}
     path = Path(out) / "checkpoint.pt" if out is not None else None
 
     distributed.join()

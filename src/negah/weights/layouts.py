@@ -231,7 +231,7 @@ def describe(
         "mlp_ratio": mlp_ratio(dim, hidden, swiglu=swiglu),
         "registers": count,
         # Meta's and transformers' models always have it, so that a file without is incomplete; timm's may not.
-        "layer_scale": 1.0 if layout != "timm" or any(part.startswith("ls1.") for part in parts) else None,
+        "layer_scale": 1.0 if layout != "timm" or any(part.startswith(("ls1.", "ls2.")) for part in parts) else None,
         "grid": grid_of(places, config.get("image_size"), patch[2]),
         "interpolation": interpolation_of(layout, count),
     }

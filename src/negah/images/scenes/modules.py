@@ -1,13 +1,13 @@
 """Arrays of solar modules: where they stand, what they cover exactly, and how they look from above.
 
-An array is a grid of equal modules seen in plan: `width` along the rows, `depth` across them (already foreshortened by the
-tilt), some places empty.  Rows come `stack` at a time without a gap, such groups at a `pitch`.  Across the rows
+An array is a grid of equal modules seen in plan: `width` along the rows, `depth` across them (already foreshortened by
+the tilt), some places empty.  Rows come `stack` at a time without a gap, such groups at a `pitch`.  Across the rows
 
     c(v) = stack floor(v / pitch) + min((v - pitch floor(v / pitch)) / depth, stack)
 
-counts the modules passed on the way to v, along them c(u) = u / width; so with C the running sum of the occupied places, continued bilinearly, the
-part of a small square of side s that is panel is a difference of C at its four corners, times width depth / s^2: exact in
-the frame of the array, no sampling.  That makes sum(mask) gsd^2 the plan area, whatever the gsd.
+counts the modules passed on the way to v; along them c(u) = u / width.  With C the running sum of the occupied places,
+continued bilinearly, the part of a small square of side s that is panel is a difference of C at its four corners, times
+width depth / s^2: exact in the frame of the array, no sampling.  So sum(mask) gsd^2 is the plan area, whatever the gsd.
 """
 
 import math
@@ -36,7 +36,7 @@ class Look:
 
 @dataclass(frozen=True)
 class ModuleArray:
-    """A grid of modules in the plan; (x, y) is the outer corner of module (0, 0), u and v unit vectors along its axes."""
+    """A grid of modules in plan; (x, y) is the outer corner of module (0, 0), u and v unit vectors along its axes."""
 
     x: float
     y: float
@@ -116,8 +116,7 @@ class ModuleArray:
         corners = np.asarray(boxes)
         flat = corners.reshape(-1, 2) @ np.array([self.u, self.v]) + (self.x, self.y)
         parts = shapely.polygons(flat.reshape(corners.shape))
-        whole = shapely.union_all(parts, grid_size=1e-6)
-        return whole if isinstance(whole, shapely.MultiPolygon) else shapely.MultiPolygon([whole])
+        return as_multi(shapely.union_all(parts, grid_size=1e-6))
 
     def coverage(self, u: Grey, v: Grey, side: float) -> Grey:
         """Fraction of squares of `side` metres about the local points (u, v) that is module."""
@@ -133,7 +132,7 @@ class ModuleArray:
             passed = (
                 bilinear(total, v1, u1) - bilinear(total, v0, u1) - bilinear(total, v1, u0) + bilinear(total, v0, u0)
             )
-        return passed * np.float32(self.width * self.depth / side**2)
+        return np.asarray(passed * (self.width * self.depth / side**2), np.float32)
 
     def _passed(self, v: Grey, rows: int) -> Grey:
         """c(v) of the module docstring."""
@@ -163,7 +162,7 @@ class ModuleArray:
         w, d = self.size
         shine = np.clip(0.5 + slope[0] * (u / w - 0.5) + slope[1] * (v / d - 0.5), 0, 1) * np.float32(look.glare)
         cell = np.asarray(look.colour, np.float32) * tone[..., None]
-        cell += shine[..., None] * (np.float32([225, 232, 240]) - cell)
+        cell += shine[..., None] * (np.asarray((225, 232, 240), np.float32) - cell)
         if side < 0.06:  # the 6 x 10 cells of a module, visible only in very fine imagery
             fine_u, fine_v = (
                 np.abs(in_u % (self.width / 6) - self.width / 12),
@@ -174,7 +173,7 @@ class ModuleArray:
         return cell + frame[..., None] * (np.asarray(look.frame, np.float32) - cell)
 
 
-def bilinear(table: Grey, y: Grey, x: Grey) -> Grey:
+def bilinear(table: Grey, y: Grey, x: Grey) -> Any:
     """Values of `table` [rows, cols] at fractional places inside it."""
     j = np.minimum(y.astype(np.int32), table.shape[0] - 2)
     i = np.minimum(x.astype(np.int32), table.shape[1] - 2)
@@ -184,3 +183,8 @@ def bilinear(table: Grey, y: Grey, x: Grey) -> Grey:
     top = flat[at] * (1 - fx) + flat[at + 1] * fx
     at += table.shape[1]
     return top * (1 - fy) + (flat[at] * (1 - fx) + flat[at + 1] * fx) * fy
+
+
+def as_multi(shape: Any) -> shapely.MultiPolygon:
+    """The polygons of any geometry, lines and points left out."""
+    return shapely.MultiPolygon([part for part in shapely.get_parts(shape) if part.geom_type == "Polygon"])

@@ -1,7 +1,7 @@
 """From a sketch in metres to pixels: surfaces, textures, modules, shadows, and then the camera.
 
-A window is painted on a canvas a few times finer than the pixels (each canvas cell holds the number of the ink on top of
-it), coloured in one gather, and averaged down.  The camera comes last: optical blur, colour grading and haze, noise.
+A window is painted on a canvas a few times finer than the pixels (each canvas cell holds the number of the ink on top
+of it), coloured in one gather, and averaged down.  The camera comes last: optical blur, colour grading and haze, noise.
 Textures are periodic tables looked up by world coordinates, so that neighbouring windows fit together.
 """
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from negah.images.scenes.modules import ModuleArray
 from negah.images.scenes.sketch import FLAT, LOW, ROOF_TOP, Sketch
 
 Float = NDArray[np.float32]
@@ -95,7 +96,7 @@ def subdivision(gsd: float) -> int:
 
 
 def paint(sketch: Sketch, window: Window, shadow: tuple[float, float, float], cells: int) -> tuple[Float, Float]:
-    """Surfaces seen by a perfect camera: colours 0..255 [h, w, 3] and the fraction of each pixel that is module [h, w]."""
+    """Surfaces seen by a perfect camera: colours 0..255 [h, w, 3], and the part of each pixel that is module [h, w]."""
     side = window.gsd / cells
     w, h = window.width * cells, window.height * cells
     ids, shade = rasterise(sketch, window, side, w, h)
@@ -103,7 +104,7 @@ def paint(sketch: Sketch, window: Window, shadow: tuple[float, float, float], ce
     cover = np.zeros((h, w), np.float32)
     for array in sketch.arrays:
         place_array(array, colour, cover, window, side)
-    ramp = 1 - np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (1 - np.float32(shadow))
+    ramp = 1 - np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (1 - np.asarray(shadow, np.float32))
     colour *= ramp.take(shade, 0)
     return shrink(colour, cells), np.clip(shrink(cover, cells), 0, 1)
 
@@ -175,7 +176,7 @@ def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side: float
     return colour.reshape(h, w, 3)
 
 
-def place_array(array, colour: Float, cover: Float, window: Window, side: float) -> None:
+def place_array(array: ModuleArray, colour: Float, cover: Float, window: Window, side: float) -> None:
     """Paint a module array and add up what it covers, in place."""
     x0, y0, x1, y1 = array.bounds
     h, w = cover.shape
@@ -211,13 +212,13 @@ def develop(radiance: Float, camera: Camera, noise: Float, exposure: float) -> N
     image = ndimage.gaussian_filter(radiance, (camera.blur_px, camera.blur_px, 0), truncate=3.0)
     if camera.sharpen:
         image += camera.sharpen * (image - ndimage.gaussian_filter(image, (1.2, 1.2, 0), truncate=2.5))
-    image *= np.float32(camera.gain) * np.float32(exposure / 255)
+    image *= np.asarray(camera.gain, np.float32) * np.float32(exposure / 255)
     np.clip(image, 0, 1.2, out=image)
     image **= camera.gamma
     grey = image.mean(-1, keepdims=True)
     image = grey + camera.saturation * (image - grey)
     image = (0.5 + camera.contrast * (image - 0.5)) * 255
-    image += camera.haze * (np.float32(camera.black) - image) * (1.15 - np.clip(grey, 0, 1))
+    image += camera.haze * (np.asarray(camera.black, np.float32) - image) * (1.15 - np.clip(grey, 0, 1))
     grain = noise
     if camera.noise_grain_px:
         s = camera.noise_grain_px
@@ -228,8 +229,8 @@ def develop(radiance: Float, camera: Camera, noise: Float, exposure: float) -> N
 
 
 # How a slow change of hue moves the colour, per texture and unit of strength.
-HUE_SHIFT = np.float32(
-    [[0, 0, 0], [70, 20, 10], [30, 12, 4], [6, 4, 2], [8, 6, 2], [30, 24, 16], [4, 10, 10], [20, 10, 5]]
+HUE_SHIFT = np.array(
+    [[0, 0, 0], [70, 20, 10], [30, 12, 4], [6, 4, 2], [8, 6, 2], [30, 24, 16], [4, 10, 10], [20, 10, 5]], np.float32
 )
 
 

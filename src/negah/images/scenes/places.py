@@ -1,6 +1,7 @@
 """Whole blocks that are no dwellings: commerce and industry, fields, parks."""
 
 import math
+from itertools import pairwise
 from random import Random
 
 from negah.images.scenes import sketch as s
@@ -15,9 +16,7 @@ from negah.images.scenes.roofs import (
     shaded,
 )
 from negah.images.scenes.sketch import Ink, Point, Pose, Sketch, blob, box, vary
-from negah.images.scenes.things import ROOFS, Style, bush, car, ground_ink, roof_ink, tree, trampoline
-
-__all__ = ["car", "commercial", "field", "park"]
+from negah.images.scenes.things import ROOFS, Style, bush, car, roof_ink, trampoline, tree
 
 
 def commercial(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, equipped: bool) -> None:
@@ -76,8 +75,7 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
                     if strips:
                         left = [p[0] for strip in strips for p in strip]
                         edges = [min(q[0] for q in plane.points), *left, max(q[0] for q in plane.points)]
-                        gaps = sorted(zip(edges[::1], edges[1::1], strict=False), key=lambda g: g[0] - g[1])
-                        a, c = max(gaps, key=lambda g: g[1] - g[0])
+                        a, c = max(pairwise(edges), key=lambda gap: gap[1] - gap[0])
                         _, ys = zip(*plane.points, strict=True)
                         piece = Plane(
                             box((a + c) / 2, (min(ys) + max(ys)) / 2, c - a, max(ys) - min(ys)), plane.down, plane.pitch
@@ -96,7 +94,6 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
     corners = box(0, 0, w - 0.4, d - 0.4)
     for p, q in zip(corners, corners[1:] + corners[:1], strict=True):
         sk.line(pose, p, q, 0.4, rim, s.ROOF)
-    # Light falls on the inner side of the parapet away from the sun; its shadow lies on the roof.
     things: list[list[Point]] = []
     for _ in range(rng.choice([0, 2, 4, 8])):  # air conditioning
         x, y = rng.uniform(-0.42, 0.42) * w, rng.uniform(-0.4, 0.4) * d
@@ -117,8 +114,9 @@ def hall(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
                 sk.rect(pose, x, y, 1.3, 2.5, Ink(tone), s.ROOF_TOP)
     if rng.random() < 0.3:  # patches of new roofing
         for _ in range(rng.randint(1, 4)):
-            sk.rect(pose, rng.uniform(-0.3, 0.3) * w, rng.uniform(-0.3, 0.3) * d, rng.uniform(3, 0.3 * w + 3), rng.uniform(2, 0.3 * d + 2),
-                    Ink(shaded(colour, rng.uniform(0.65, 1.1)), s.STAIN, 0.06), s.ROOF)  # fmt: skip
+            x, y = rng.uniform(-0.3, 0.3) * w, rng.uniform(-0.3, 0.3) * d
+            pw, pd = rng.uniform(3, 0.3 * w + 3), rng.uniform(2, 0.3 * d + 2)
+            sk.rect(pose, x, y, pw, pd, Ink(shaded(colour, rng.uniform(0.65, 1.1)), s.STAIN, 0.06), s.ROOF)
     if equipped:
         flush = rng.random() < 0.3
         tilt = math.radians(rng.uniform(0.5, 3) if flush else rng.uniform(5, 20))
@@ -282,7 +280,7 @@ def park(sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, 
     sk.rect(pose, 0, 0, w, d, Ink(vary(rng, style.grass, 0.1), s.GRASS, 0.12), s.LOT)
     path = Ink(vary(rng, style.paving, 0.06), s.STAIN, 0.05)
     knots = [(-w / 2 + w * k / 8, rng.uniform(-0.3, 0.3) * d) for k in range(9)]
-    for p, q in zip(knots, knots[1:], strict=False):
+    for p, q in pairwise(knots):
         sk.line(pose, p, q, 2.0, path, s.FLAT)
     if rng.random() < 0.6:
         for k in range(rng.randint(1, 3)):

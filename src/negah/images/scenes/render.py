@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from negah.errors import InputError
-from negah.images.scenes.modules import ModuleArray
+from negah.images.scenes.modules import ModuleArray, as_multi
 from negah.images.scenes.paint import Camera, Window, develop, paint, subdivision
 from negah.images.scenes.sketch import Sketch
 from negah.images.scenes.town import District, Town, mix
@@ -146,12 +146,6 @@ def truth(arrays: Sequence[ModuleArray], window: Window) -> list[Panel]:
         tilt = math.cos(math.radians(array.tilt_deg))
         found.append(Panel(moved, area, area / tilt, array.tilt_deg, array.azimuth_deg, modules, array.mount))
     return found
-
-
-def as_multi(shape: shapely.Geometry) -> shapely.MultiPolygon:
-    """The polygons of any geometry."""
-    parts = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon"]
-    return shapely.MultiPolygon(parts)
 
 
 def jpeg(image: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:

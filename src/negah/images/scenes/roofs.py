@@ -32,16 +32,16 @@ def ridge_roof(x: float, y: float, w: float, d: float, pitch: float, hip: bool) 
     if d > w:
         turned = ridge_roof(-y, x, d, w, pitch, hip)  # in a frame turned by a quarter
         return [Plane([(py, -px) for px, py in p.points], (p.down[1], -p.down[0]), pitch) for p in turned]
-    l, r, t, b = x - w / 2, x + w / 2, y - d / 2, y + d / 2
+    left, right, top, low = x - w / 2, x + w / 2, y - d / 2, y + d / 2
     inset = min(d / 2, w / 2) if hip else 0.0
     planes = [
-        Plane([(l, t), (r, t), (r - inset, y), (l + inset, y)], (0, -1), pitch),
-        Plane([(r, b), (l, b), (l + inset, y), (r - inset, y)], (0, 1), pitch),
+        Plane([(left, top), (right, top), (right - inset, y), (left + inset, y)], (0, -1), pitch),
+        Plane([(right, low), (left, low), (left + inset, y), (right - inset, y)], (0, 1), pitch),
     ]
     if hip:
         planes += [
-            Plane([(r, t), (r, b), (r - inset, y)], (1, 0), pitch),
-            Plane([(l, b), (l, t), (l + inset, y)], (-1, 0), pitch),
+            Plane([(right, top), (right, low), (right - inset, y)], (1, 0), pitch),
+            Plane([(left, low), (left, top), (left + inset, y)], (-1, 0), pitch),
         ]
     return planes
 
@@ -79,9 +79,9 @@ def holds(outline: Sequence[Point], x: float, y: float) -> bool:
 
 
 def inside(
-    x: NDArray[np.float64], y: NDArray[np.float64], outline: Sequence[Point], margin: float
+    x: NDArray[np.floating], y: NDArray[np.floating], outline: Sequence[Point], margin: float
 ) -> NDArray[np.bool_]:
-    """Which points lie in a convex outline, at least `margin` metres from its edges (or at most that far out, if < 0)."""
+    """Which points lie in a convex outline, at least `margin` metres from its edges (< 0: at most that far out)."""
     ok = np.ones(x.shape, bool)
     for a, b, c in half_planes(outline):
         ok &= a * x + b * y >= margin - c
@@ -176,11 +176,11 @@ def lay_modules(
 
 def choose_places(rng: Random, usable: NDArray[np.bool_], target: int) -> NDArray[np.bool_] | None:
     """About `target` of the usable places as an installer would fill them: rows of like length, now and then ragged."""
-    rows, cols = usable.shape
+    rows = len(usable)
     if usable.sum() < 3:
         return None
     deep = min(rows, max(1, round(math.sqrt(target / 2.2) * rng.uniform(0.5, 1.5))))
-    best: tuple[int, int, int, int] | None = None  # modules, first row, first column, last column
+    best: tuple[int, int, int, int] | None = None  # columns, first row, first column, end
     starts = list(range(rows - deep + 1))
     rng.shuffle(starts)
     want = max(1, math.ceil(target / deep))
@@ -194,18 +194,18 @@ def choose_places(rng: Random, usable: NDArray[np.bool_], target: int) -> NDArra
                 best = (n, top, first, first + n)
     chosen = np.zeros_like(usable)
     if best is not None:
-        _, top, first, last = best
-        chosen[top : top + deep, first:last] = True
-    if chosen.sum() < min(3, target) or chosen.sum() < 0.4 * target or rng.random() < 0.3:  # ragged: follow the plane
-        centre_v, centre_u = rng.choice(np.argwhere(usable).tolist())
+        _, top, first, end = best
+        chosen[top : top + deep, first:end] = True
+        if chosen.sum() > 5 and rng.random() < 0.2:  # a corner left out
+            chosen[rng.choice([top, top + deep - 1]), rng.choice([first, end - 1])] = False
+    if chosen.sum() < max(min(3, target), 0.4 * target) or rng.random() < 0.25:  # ragged: follow the plane
+        middle_v, middle_u = rng.choice(np.argwhere(usable).tolist())
         jv, iu = np.nonzero(usable)
-        near = np.argsort(np.abs(jv - centre_v) * 1.7 + np.abs(iu - centre_u), kind="stable")[:target]
+        near = np.argsort(np.abs(jv - middle_v) * 1.7 + np.abs(iu - middle_u), kind="stable")[:target]
         ragged = np.zeros_like(usable)
         ragged[jv[near], iu[near]] = True
         if ragged.sum() > chosen.sum() or rng.random() < 0.5:
             chosen = ragged
-    elif chosen.sum() > 5 and rng.random() < 0.25:  # a corner left out
-        chosen[rng.choice([top, top + deep - 1]), rng.choice([first, last - 1])] = False  # pyright: ignore
     return chosen if chosen.sum() >= 3 else None
 
 

@@ -1,15 +1,15 @@
 """A scene before it is painted: an ordered list of polygons in metres, their inks, shadows, and the module arrays.
 
-World coordinates are metres, x to the right (east) and y down (south), as rows and columns of an image run.  Every thing
-of a scene (house, car, tree) is drawn in a local frame, a `Pose`, and ends as polygons in the world.  Painting order is
-(layer, order of drawing).  Shadows go to a canvas of their own: `shadow` darkens what is already there, and a shape that
+World coordinates are metres, x to the right (east) and y down (south), as columns and rows of an image run.  Everything
+in a scene (house, car, tree) is drawn in a local frame, a `Pose`, and ends as polygons in the world.  Painting order is
+(layer, order of drawing).  Shadows go to a canvas of their own: `cast` darkens what is already there, and a shape that
 stands high (`lit=True`) is lit again where it covers a shadow.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import NamedTuple
 
@@ -66,17 +66,19 @@ class Pose:
     y: float
     angle: float
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_cs", (math.cos(self.angle), math.sin(self.angle)))
+    @cached_property
+    def lean(self) -> Point:
+        """Cosine and sine of the angle."""
+        return math.cos(self.angle), math.sin(self.angle)
 
     def out(self, px: float, py: float) -> Point:
         """World coordinates of a local point."""
-        c, s = self._cs  # type: ignore[attr-defined]
+        c, s = self.lean
         return self.x + c * px - s * py, self.y + s * px + c * py
 
     def turn(self, dx: float, dy: float) -> Point:
         """World direction of a local one."""
-        c, s = self._cs  # type: ignore[attr-defined]
+        c, s = self.lean
         return c * dx - s * dy, s * dx + c * dy
 
     def at(self, px: float, py: float, angle: float = 0.0) -> "Pose":
@@ -95,7 +97,6 @@ class Sketch:
     )  # layer, ink (-1 shadow), lit, points
     inks: list[Ink] = field(default_factory=list)
     arrays: list[ModuleArray] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
     sites: list[tuple[str, float, float]] = field(default_factory=list)  # what stands where, for counts and captions
 
     def sees(self, pose: Pose, radius: float) -> bool:

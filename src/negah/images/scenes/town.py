@@ -1,8 +1,8 @@
 """An endless town, laid out lazily: streets, districts, blocks, lots.
 
-The plan is a jittered grid of streets in a flat "street space" (u along, v across, metres), bent by a gentle smooth warp
-and turned as a whole.  Every lot is drawn from its own seed, so any window of the town can be sketched alone, and every
-window agrees with its neighbours.  Buildings are rigid: the warp moves and turns them, it never stretches a module.
+The plan is a jittered grid of streets in a flat "street space" (u along, v across, metres), bent by a gentle smooth
+warp and turned as a whole.  Every lot is drawn from its own seed, so any window of the town can be sketched alone, and
+every window agrees with its neighbours.  Buildings are rigid: the warp moves and turns them, it never stretches one.
 """
 
 import math
@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 
 from negah.images.scenes import places
 from negah.images.scenes import sketch as s
+from negah.images.scenes.house import Wish, house, yard
 from negah.images.scenes.sketch import Ink, Point, Pose, Sketch, Sun, vary
-from negah.images.scenes.things import Style, Wish, draw_style, ground_ink, house, tree, yard
+from negah.images.scenes.things import Style, car, draw_style, ground_ink, tree
 
 District = Literal["residential", "commercial", "field", "park"]
 WEIGHTS: dict[District, float] = {"residential": 0.55, "commercial": 0.17, "field": 0.22, "park": 0.06}
@@ -159,7 +160,7 @@ class Town:
                     yield block, (u0, v0, u1, v1)
 
     def sketch(self, bounds: tuple[float, float, float, float], reach: float = 12.0) -> Sketch:
-        """All that touches a window of the world (min x, min y, max x, max y), `reach` metres of surroundings included."""
+        """All that touches a window of the world (min x, min y, max x, max y) or lies within `reach` metres of it."""
         x0, y0, x1, y1 = bounds
         sk = Sketch(self.sun, bounds)
         sk.inks.append(Ink(self.style.asphalt, s.STAIN, 0.035))  # ink 0 is the canvas: the streets
@@ -204,7 +205,7 @@ class Town:
                 u += 9
         for _ in range(rng.randint(0, 4)):  # parked cars
             car_u, side = rng.uniform(u0 + 5, u1 - 5), rng.choice([v0 - 1.6, v1 + 1.6])
-            places.car(sk, rng, self.pose(car_u, side, rng.choice([1, -1])))
+            car(sk, rng, self.pose(car_u, side, rng.choice([1, -1])))
 
     def draw(self, sk: Sketch, block: Block, lot: Lot) -> None:
         """One lot."""

@@ -15,7 +15,6 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.errors import CRSError, RasterioError
 from rasterio.transform import from_origin
-from rasterio.windows import Window as Tile
 
 from negah.errors import GeoError, InputError, OutputError
 from negah.images.scenes.modules import ModuleArray
@@ -107,7 +106,7 @@ def write_town(
                     cell = Window(c0 * gsd_m, r0 * gsd_m, w, h, gsd_m)
                     noise = np.random.default_rng(mix(seed, 0x72, row, col))
                     rgb, cover, arrays, names = paint_cell(town, cell, noise, exposure, (width * gsd_m, height * gsd_m))
-                    tile = Tile(c0, r0, w, h)  # pyright: ignore[reportCallIssue]
+                    tile = ((r0, r0 + h), (c0, c0 + w))
                     image.write(np.moveaxis(rgb, -1, 0), window=tile)
                     mask.write(np.rint(cover * 255).astype(np.uint8), 1, window=tile)
                     found += truth(arrays, extent)
@@ -123,13 +122,15 @@ def write_town(
     finally:
         for draft in drafts:
             draft.unlink(missing_ok=True)
-    modules = int(table["modules"].sum())
-    plan, surface = float(table["plan_area_m2"].sum()), float(table["module_area_m2"].sum())
+    modules = sum(panel.modules for panel in found)
+    plan, surface = sum(panel.plan_area_m2 for panel in found), sum(panel.module_area_m2 for panel in found)
     caption = (
         f"An aerial image of a town, {width * gsd_m / 1000:.1f} x {height * gsd_m / 1000:.1f} km, with "
-        f"{objects['house']} houses, {objects['hall']} halls and {len(table)} solar arrays of {plan:.0f} m2 in all."
+        f"{objects['house']} houses, {objects['hall']} halls and {len(found)} solar arrays of {plan:.0f} m2 in all."
     )
-    return Truth(*files, len(table), modules, plan, surface, dict(sorted(objects.items())), caption)
+    return Truth(
+        files[0], files[1], files[2], len(found), modules, plan, surface, dict(sorted(objects.items())), caption
+    )
 
 
 def projected(crs: str) -> CRS:
@@ -153,7 +154,7 @@ def pilot_mean(town: Town, width_m: float, height_m: float) -> float:
 def paint_cell(
     town: Town, cell: Window, noise: np.random.Generator, exposure: float, extent: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, list[ModuleArray], Counter[str]]:
-    """One cell: picture, mask, the arrays and the things whose middle lies in it (or beyond the town's edge beside it)."""
+    """One cell: picture, mask, the arrays with their middle in it (or beyond the town's edge beside it), the things."""
     wide = cell.grown(CLEAR.reach)
     sketch = town.sketch(wide.bounds())
     radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd))

@@ -1,0 +1,1 @@
+"""The product: windows to panels, square metres and a report."""
