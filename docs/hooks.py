@@ -2,7 +2,7 @@
 
 A figure in README.md or in a page of docs/ stands between two markers that name its source:
 
-    <!-- result: duke_tiles headline.value .3f -->0.987<!-- /result -->
+    <!-- result: duke_grouped headline.value .3f -->0.987<!-- /result -->
 
 the file benchmarks/results/duke_tiles.json, the path inside it, and a format.  A path walks through keys; in a list of
 objects `rows[name=ours,fold=all].auc` takes the one row whose fields say so.  In place of a path, `headline` writes

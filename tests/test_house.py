@@ -201,12 +201,12 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
     assert hooks.rendered(text) == text, "a figure is not that of benchmarks/results: run `make results`"
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_results_say_what_it_takes_to_measure_again(path):
-    result = json.loads(path.read_text(encoding="utf-8"))
-    assert result.keys() >= {"claim", "date", "commit", "versions", "hardware", "seeds", "rows", "headline"}
-    assert result["headline"].keys() >= {"value", "unit", "target", "better"}
-    assert result["rows"] and (ROOT / "benchmarks" / f"{path.stem}.py").is_file()
+def test_results_say_what_it_takes_to_measure_again():
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        assert result.keys() >= {"claim", "date", "commit", "versions", "hardware", "seeds", "rows", "headline"}, path
+        assert result["headline"].keys() >= {"value", "unit", "target", "better"}, path
+        assert result["rows"] and (ROOT / "benchmarks" / f"{path.stem}.py").is_file(), path
 
 
 def test_the_readme_measures_nothing_outside_markers(hooks):

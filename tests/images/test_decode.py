@@ -122,7 +122,9 @@ def test_16_bit_rgb_png_is_read_in_full_depth(tmp_path):
 
 def test_jpeg_compressed_tiff(tmp_path):
     flat = np.stack([np.full((64, 64), v, np.uint8) for v in (200, 100, 50)])
-    data = tiff(tmp_path / "a.tif", flat, compress="JPEG", photometric="YCBCR", tiled=True, blockxsize=64, blockysize=64)
+    data = tiff(
+        tmp_path / "a.tif", flat, compress="JPEG", photometric="YCBCR", tiled=True, blockxsize=64, blockysize=64
+    )
     assert np.abs(read_image(data, name="a").astype(int) - (200, 100, 50)).max() < 4
 
 
@@ -177,7 +179,9 @@ def bomb(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):

@@ -163,7 +163,7 @@ def test_area_is_that_of_the_ground_in_web_mercator_degrees_and_feet(tmp_path):
     assert found.panels == 1 and found.windows == {"ok": 4}
     assert found.area_m2 == pytest.approx(256 * 0.09, rel=0.01)  # 2.6 times that if map metres were believed
 
-    write_tif(tmp_path / "feet.tif", image, crs="EPSG:2263", gsd=0.3 / 0.3048, origin=(985_000, 200_000))  # New York, US ft
+    write_tif(tmp_path / "feet.tif", image, crs="EPSG:2263", gsd=0.3 / 0.3048, origin=(985_000, 200_000))  # US ft
     assert do([tmp_path / "feet.tif"], tmp_path / "feet").area_m2 == pytest.approx(256 * 0.09, rel=0.01)
 
     dx = 0.3 / (111_320 * scale)

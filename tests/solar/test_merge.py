@@ -93,6 +93,7 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
         row = end
     found = sorted(components(pieces), key=lambda c: (c.rows[0], c.cols[0]))
 
+    layout = Layout(Axis(width, width, width, width, 8), Axis(height, height, height, height, 8))  # cells of one pixel
     labels, count = ndimage.label(np.nan_to_num(fraction) >= LEVEL, np.ones((3, 3)))
     assert len(found) == count
     for panel in found:
@@ -101,6 +102,9 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
         assert np.array_equal(panel.rows, rows) and np.array_equal(panel.cols, cols)
         assert np.array_equal(panel.fraction, fraction[rows, cols])
         assert panel.probability == pytest.approx(peak[rows, cols].max())
+        outline = panel.outline(layout)
+        assert outline.is_valid and outline.area == len(rows)
+        assert shapely.contains_xy(outline, cols + 0.5, rows + 0.5).all()
 
 
 def test_panel_on_a_seam_of_four_windows_is_one():

@@ -35,7 +35,7 @@ GDAL = {
     # Bytes of decoded blocks that GDAL keeps, for all open rasters together.  Its own default is 5 % of the machine's
     # memory: 50 GB on a large server, which looks like a leak.  A row of 256 px blocks under a raster 20,000 px wide
     # takes 15 MB, so with this each block is decoded once however the windows lie across blocks.
-    "GDAL_CACHEMAX": 2000 * 2**20,
+    "GDAL_CACHEMAX": 192 * 2**20,
     # No listing of a server's folder, no waiting without end: a survey must go on to its next source.
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
@@ -68,8 +68,8 @@ def gdal_settings(*, remote: bool = False) -> rasterio.Env:
 
 
 @contextmanager
-def open_dataset(source: Path | str | bytes, driver: str | list[str], *, name: str) -> Iterator[DatasetReader]:
-    """Open a raster with the named drivers of GDAL and no other, from a file, a /vsi name or bytes.
+def open_dataset(source: Path | str | bytes, driver: str, *, name: str) -> Iterator[DatasetReader]:
+    """Open a raster with the named driver of GDAL and no other, from a file, a /vsi name or bytes.
 
     Raises InputError where GDAL cannot open it, or it can only be read in pieces of more than MAX_BLOCK bytes.
     """

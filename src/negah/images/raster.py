@@ -58,8 +58,8 @@ class Raster:
     Reads are safe from any thread, one at a time: to read in parallel, open one Raster per thread.
     """
 
-    def __init__(self, source: Path | str | bytes, *, name: str):
-        """Open a file, a /vsi name of GDAL's (str) or the bytes of a file.
+    def __init__(self, source: Path | str | bytes, *, name: str, kind: str | None = None):
+        """Open a file, the bytes of one, or a /vsi name of GDAL's (str), which needs its kind: a key of DRIVERS.
 
         Raises InputError for what is missing, empty, damaged, too large to decode, or no picture.
         """
@@ -74,7 +74,7 @@ class Raster:
         self._picture: Picture | None = None
         self._whole: Pixels | None = None
         try:
-            self._open(source)
+            self._open(source, kind)
         except BaseException:
             self._stack.close()
             raise
@@ -155,13 +155,12 @@ class Raster:
             )
         return GroundSize(metres, tuple(warnings))
 
-    def _open(self, source: Path | str | bytes) -> None:
+    def _open(self, source: Path | str | bytes, kind: str | None) -> None:
         if isinstance(source, Path) and source.suffix.lower() == ".vrt":
             head_of(source, name=self.name)  # says why it cannot be opened, which GDAL does not
             return self._open_dataset(source, "VRT")
         if isinstance(source, str):
-            # what GDAL reads for us, an archive's member or a server's file, is told apart by GDAL as well
-            return self._open_dataset(source, list(DRIVERS.values()))
+            return self._open_dataset(source, DRIVERS[kind or "tiff"])
         kind = kind_of(head_of(source, name=self.name), name=self.name)
         if kind in WORLD_FILES and not (isinstance(source, Path) and has_sidecar(source, kind)):
             picture = open_picture(source, kind, name=self.name)
@@ -172,7 +171,7 @@ class Raster:
                     return
         self._open_dataset(source, DRIVERS[kind])
 
-    def _open_dataset(self, source: Path | str | bytes, driver: str | list[str]) -> None:
+    def _open_dataset(self, source: Path | str | bytes, driver: str) -> None:
         dataset = self._stack.enter_context(open_dataset(source, driver, name=self.name))
         if dataset.driver in ("PNG", "JPEG"):
             check_size(dataset.width, dataset.height, name=self.name)

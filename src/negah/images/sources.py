@@ -25,6 +25,7 @@ from negah.images.decode import HEAD, kind_of
 from negah.images.raster import AUX, WORLD_FILES, Raster
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".jp2")
+REMOTE = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".jp2": "jp2"}  # by its ending; anything else is a TIFF
 VRT = ".vrt"  # names other files, so it is read from a folder but not out of an archive
 ZIPS = (".zip",)
 TARS = (".tar",)
@@ -76,7 +77,8 @@ class Source:
         if self.problem is not None:
             raise InputError(self.problem)
         if self.url is not None:
-            return Raster(f"/vsicurl/{self.url}", name=self.name)
+            ending = os.path.splitext(urlsplit(self.url).path)[1].lower()
+            return Raster(f"/vsicurl/{self.url}", name=self.name, kind=REMOTE.get(ending, "tiff"))
         assert self.path is not None
         if self.member is None:
             return Raster(self.path, name=self.name)
@@ -256,7 +258,7 @@ def _open_member(path: Path, member: Member, name: str) -> Raster:
         by_windows = member.packing != "packed tar" and "}" not in str(path)
         if by_windows and (member.located or kind in ("tiff", "jp2")):
             handler = "vsitar" if member.packing == "tar" else "vsizip"
-            return Raster(f"/{handler}/{{{os.path.abspath(path)}}}/{member.name}", name=name)
+            return Raster(f"/{handler}/{{{os.path.abspath(path)}}}/{member.name}", name=name, kind=kind)
         if member.size > MAX_MEMBER:
             raise InputError(f"{name} unpacks to {member.size:,} bytes, more than are taken into memory: unpack it")
         content = _unpack(path, member, member.size)

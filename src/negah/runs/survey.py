@@ -40,8 +40,8 @@ from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.merge import LEVEL, Strip, components, strips
 from negah.solar.outputs import (
     NAMES,
-    Added,
     Assembly,
+    Drawn,
     Heatmap,
     Panels,
     discard,
@@ -63,6 +63,7 @@ M2_PER_KW = 7.29
 
 BATCHES = {"cpu": 32}  # windows per batch, 256 on accelerators; part of the fingerprint
 MAPS = 12  # overviews in the report: each reads its source once more
+OUTLINES = 5000  # panels that an overview draws, the largest
 MAP_PIXELS = 1400  # along an overview's longer side
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 FINDS = 24  # windows in each half of the report's gallery
@@ -358,7 +359,7 @@ class _Made(NamedTuple):
     """The map of all sources: panels, what the report draws of them, the ground that was looked at."""
 
     panels: Panels
-    drawn: dict[int, Added]  # panels of the sources that have a heat map, by position
+    drawn: dict[int, Drawn]  # panels of the sources that have a heat map, by position
     heatmaps: dict[int, str]  # their names
     surveyed_m2: float
 
@@ -374,10 +375,11 @@ def _map(
 ) -> _Made:
     panels = Panels(plan, m2_per_kw=options.m2_per_kw, area_ratio=area_ratio)
     names = heatmap_names(plan)
-    drawn: dict[int, Added] = {}
+    drawn: dict[int, Drawn] = {}
     surveyed = 0.0
     for count, source in enumerate(plan.sources):
-        progress("map", count, len(plan.sources))
+        if count % 64 == 0:
+            progress("map", count, len(plan.sources))
         windows = ledger.windows(source.first, source.first + len(source.layout))
         pieces = strips(source.layout, windows)
         if source.position in names:
@@ -394,7 +396,7 @@ def _map(
 
 def _add(
     panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None
-) -> tuple[Added, float]:
+) -> tuple[Drawn, float]:
     """Add a source's panels; returns them, and the ground that was looked at, in m2."""
     ground = 0.0
 
@@ -409,9 +411,9 @@ def _add(
             ground += float((seen * widths * pixel).sum())
             yield piece
 
-    found = list(components(measured(), level=LEVEL))
-    clip = region.in_pixels(source.crs, source.affine) if region and source.crs and found else None
-    return panels.add(source, found, [component.outline(source.layout) for component in found], clip), ground
+    clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
+    drawn = panels.add(source, components(measured(), level=LEVEL), clip, draw=OUTLINES)
+    return drawn, ground
 
 
 def _same_kind(detectors: Sequence[Detector]) -> Detector:
@@ -552,6 +554,8 @@ def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: 
         notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")
     if options.aoi:
         notes.append("Panels are cut off at the area of interest; windows that reach over its edge are given whole.")
+    if any(len(drawn.outlines) == OUTLINES for drawn in made.drawn.values()):
+        notes.append(f"Maps in the report show the {OUTLINES:,} largest panels; panels.* hold all.")
     if len(made.heatmaps) > MAPS:
         notes.append(f"Maps of the {MAPS} images with most panels are shown; those of all others are in heatmaps/.")
     said = [note for source in plan.sources for note in source.notes]
@@ -574,7 +578,7 @@ def _input(source: Source) -> Input:
 
 
 def _lies_in(source: Source, out: Path) -> bool:
-    return source.path is not None and out.resolve() in Path(source.path).resolve().parents
+    return source.path is not None and os.path.abspath(source.path).startswith(os.path.abspath(out) + os.sep)
 
 
 def _title(paths: Sequence[str]) -> str:

@@ -208,8 +208,8 @@ def read_heat(path: Path, *, band: int, longest: int) -> Float[ndarray, "gh gw"]
     return np.stack(lines)
 
 
-class Added(NamedTuple):
-    """Panels of one source as the report draws them."""
+class Drawn(NamedTuple):
+    """Panels of one source as the report draws them, the largest first."""
 
     outlines: list[BaseGeometry]  # in source pixels
     area_m2: Float[ndarray, " panel"]
@@ -217,39 +217,43 @@ class Added(NamedTuple):
 
 
 class Panels:
-    """The panels of a survey, gathered source by source (about 1 kB each), then written."""
+    """The panels of a survey, gathered source by source (about 2 kB each), then written."""
 
     def __init__(self, plan: Plan, *, m2_per_kw: float, area_ratio: tuple[float, float]):
         self._m2_per_kw = m2_per_kw
         self._area_ratio = area_ratio
-        self._groups: dict[str | None, list[tuple[list[BaseGeometry], dict[str, ndarray]]]] = {
+        self._groups: dict[str | None, list[tuple[ndarray, dict[str, ndarray]]]] = {
             source.crs: [] for source in plan.sources
         }
 
     def add(
-        self, source: PlannedSource, found: list[Component], outlines: list[BaseGeometry], clip: BaseGeometry | None
-    ) -> Added:
-        """The panels of one source and their outlines in pixels; `clip`, in pixels too, cuts them off.
+        self, source: PlannedSource, found: Iterable[Component], clip: BaseGeometry | None, *, draw: int = 0
+    ) -> Drawn:
+        """The panels of one source; `clip`, in its pixels, cuts them off.  Returns the `draw` largest.
 
-        A panel's area is scaled by the share of its outline that remains.  Returns what remains.
+        The area of a panel that is cut is scaled by the share of its outline that remains.
         """
-        order = sorted(range(len(found)), key=lambda k: (found[k].rows[0], found[k].cols[0]))
-        shapes = np.array([outlines[k] for k in order], dtype=object)
-        px = np.array([found[k].area_px(source.layout) for k in order])
-        probability = np.array([found[k].probability for k in order])
+        layout = source.layout
+        # Outlined as they come: their cells need not be kept.
+        rows = [(p.rows[0], p.cols[0], p.area_px(layout), p.probability, p.outline(layout)) for p in found]
+        rows.sort(key=lambda row: row[:2])
+        px, probability = (np.array([row[k] for row in rows], dtype=float) for k in (2, 3))
+        shapes = np.array([row[4] for row in rows], dtype=object)
+        del rows
         if clip is not None and len(shapes):
             cut = np.array([_polygons(s) for s in shapely.intersection(shapes, clip)], dtype=object)
             px = px * shapely.area(cut) / shapely.area(shapes)
             keep = ~shapely.is_empty(cut)
             shapes, px, probability = cut[keep], px[keep], probability[keep]
         if not len(shapes):
-            return Added([], np.zeros(0), np.zeros(0))
+            return Drawn([], px, probability)
         centres = shapely.get_coordinates(shapely.centroid(shapes))
         area = px * source.ground.pixel_m2(centres[:, 0], centres[:, 1])
         moved = shapely.transform(shapes, lambda xy: apply(source.affine, xy)) if source.crs else shapes
         columns = {"source": np.full(len(area), source.name, dtype=object), "area_m2": area, "probability": probability}
-        self._groups[source.crs].append((list(moved), columns))
-        return Added(list(shapes), area, probability)
+        self._groups[source.crs].append((moved, columns))
+        largest = np.argsort(-area, kind="stable")[:draw]
+        return Drawn(shapes[largest].tolist(), area[largest], probability[largest])
 
     def frames(self) -> tuple[geopandas.GeoDataFrame | None, geopandas.GeoDataFrame | None]:
         """Panels of sources with a CRS (in their own, or EPSG:4326 where it differs), and of those without one.
@@ -270,7 +274,7 @@ class Panels:
 
     def _frame(self, crs: str | None) -> geopandas.GeoDataFrame:
         parts = self._groups[crs]
-        shapes = [shape for moved, _ in parts for shape in moved]
+        shapes = np.concatenate([np.empty(0, dtype=object), *(moved for moved, _ in parts)])
 
         def column(name: str) -> ndarray:
             values = [columns[name] for _, columns in parts]
@@ -286,7 +290,7 @@ class Panels:
             "probability": column("probability"),
         }
         if crs is not None:
-            centres = shapely.get_coordinates(shapely.centroid(np.array(shapes, dtype=object)))
+            centres = shapely.get_coordinates(shapely.centroid(shapes))
             move = pyproj.Transformer.from_crs(crs, WGS84, always_xy=True)
             lon, lat = move.transform(centres[:, 0], centres[:, 1])
             data |= {"lat": np.asarray(lat, float), "lon": np.asarray(lon, float)}

@@ -13,7 +13,7 @@ does not grow with a raster.
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
@@ -165,17 +165,19 @@ class PlannedSource:
         return Affine(*self.transform) if self.crs and self.transform else Affine.identity()
 
     def as_dict(self) -> dict:
-        """As plain values, for the ledger."""
-        return asdict(self)
+        """As plain values, for the ledger; written out, since `asdict` takes its time on thousands of tiles."""
+        x, y = ([a.size, a.window, a.stride, a.cells, a.model] for a in (self.layout.x, self.layout.y))
+        ground = [self.ground.cols, self.ground.rows, self.ground.areas_m2]
+        return {**vars(self), "layout": [x, y], "ground": ground}
 
     @classmethod
     def from_dict(cls, values: dict) -> "PlannedSource":
         """The reverse of `as_dict`."""
-        axes = values["layout"]
+        x, y = values["layout"]
         return cls(**{
             **values,
-            "layout": Layout(Axis(**axes["x"]), Axis(**axes["y"])),
-            "ground": Ground(**values["ground"]),
+            "layout": Layout(Axis(*x), Axis(*y)),
+            "ground": Ground(*values["ground"]),
             "transform": tuple(values["transform"]) if values["transform"] else None,
             "notes": tuple(values["notes"]),
         })  # fmt: skip

@@ -148,8 +148,8 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     if (file is None or missing) and not within_reach:
         raise WeightsError(
             f"cannot fetch {repository} at {at}: it is not in the local cache and the Hugging Face hub is out of reach "
-            f"(no network, or HF_HUB_OFFLINE is set); where there is a network, `hf download {repository}` fills the "
-            "cache, or a folder that you copy from there"
+            "(no network, or HF_HUB_OFFLINE is set); where there is a network, "
+            f"`hf download {repository} --revision {at}` fills the cache, or a folder to copy here"
         )
     if file is None:
         raise WeightsError(f"{repository} at {at} has no {' or '.join(WEIGHT_FILES)}: download its file and give that")

@@ -77,7 +77,7 @@ class Camera(NamedTuple):
             saturation=min(1.35, math.exp(rng.gauss(-0.2, 0.28))),
             black=(rng.uniform(35, 60), rng.uniform(55, 80), rng.uniform(60, 90)),
             haze=rng.choice([rng.uniform(0.25, 0.7), min(0.6, rng.expovariate(6.0))]),
-            noise=rng.uniform(0.5, 4.0),
+            noise=rng.choice([rng.uniform(0.3, 1.5), rng.uniform(0.3, 3.0), rng.uniform(1.0, 4.5)]),
             noise_grain_px=rng.choice([0.0, rng.uniform(0.4, 0.9)]),
             chroma_noise=rng.uniform(0.1, 0.6),
             shadow=(depth * 0.95, depth, depth * rng.uniform(1.05, 1.3)),
@@ -116,6 +116,8 @@ def rasterise(
     ids, shade = Image.new("I", (w, h)), Image.new("L", (w, h))
     on_ids, on_shade = ImageDraw.Draw(ids), ImageDraw.Draw(shade)
     shapes = sorted(sketch.shapes, key=lambda shape: shape[0])
+    if not shapes:
+        return np.asarray(ids), np.asarray(shade)
     flat = np.array([p for shape in shapes for p in shape[3]], np.float64).reshape(-1, 2)
     # Pillow fills the cells from the first to the last corner, both included.  Half a cell less centres that; small
     # things draw in by another half on each side, to keep their size, where larger ones must not part from neighbours.

@@ -110,7 +110,7 @@ def viewpoint(rng: Random, wanted: bool) -> tuple[Town, float, float]:
         town.draw(alone, block, lot)
         if alone.arrays:
             centres = rng.choice(alone.arrays).centres()
-            x, y = centres[rng.randrange(len(centres))]
+            x, y = centres[rng.randrange(len(centres))].tolist()
             return town, x + rng.gauss(0, 4.5), y + rng.gauss(0, 4.5)
     if district != "residential" or rng.random() < 0.25:
         u, v = rng.uniform(block.u0 - 8, block.u1 + 8), rng.uniform(block.v0 - 8, block.v1 + 8)

@@ -162,7 +162,7 @@ def lay_modules(
     if chosen is None:
         return None
     keep_v, keep_u = np.flatnonzero(chosen.any(1)), np.flatnonzero(chosen.any(0))
-    top, left = keep_v[0], keep_u[0]
+    top, left = int(keep_v[0]), int(keep_u[0])
     present = chosen[top : keep_v[-1] + 1, left : keep_u[-1] + 1]
     start_u, start_v = u0 + left * across, v0 + top * depth
     x, y = pose.out(start_u * u[0] + start_v * v[0], start_u * u[1] + start_v * v[1])

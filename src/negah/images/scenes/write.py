@@ -121,7 +121,8 @@ def write_town(
         raise OutputError(f"cannot write the town {image_path}: {error}") from error
     finally:
         for draft in drafts:
-            draft.unlink(missing_ok=True)
+            if draft.exists():
+                draft.unlink()
     modules = sum(panel.modules for panel in found)
     plan, surface = sum(panel.plan_area_m2 for panel in found), sum(panel.module_area_m2 for panel in found)
     caption = (
@@ -146,7 +147,7 @@ def projected(crs: str) -> CRS:
 
 def pilot_mean(town: Town, width_m: float, height_m: float) -> float:
     """Mean grey level of the town before the camera, from a coarse picture of its middle; sets one exposure for all."""
-    window = Window(width_m / 2 - 150, height_m / 2 - 150, 150, 150, 2.0)
+    window = Window(width_m / 2 - 90, height_m / 2 - 90, 90, 90, 2.0)
     colour, _ = paint(town.sketch(window.bounds()), window, CLEAR.shadow, 2)
     return float(colour.mean())
 
