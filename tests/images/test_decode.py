@@ -1,11 +1,12 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
-from PIL import Image
+from PIL import Image, ImageOps
 
 from negah.errors import InputError
 from negah.images import decode
@@ -86,8 +87,6 @@ def test_exif_rotation_is_undone_as_pillow_does(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.fromarray(RGB), kind, exif=exif)
-    from PIL import ImageOps
-
     want = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(read_image(data, name="a"), want)
 
@@ -166,8 +165,6 @@ def test_damage_anywhere_gives_a_picture_or_an_input_error(flip):
 
 
 def test_a_missing_file():
-    from pathlib import Path
-
     with pytest.raises(InputError, match="cannot be opened: No such file"):
         read_image(Path("/nowhere/a.png"), name="a")
 

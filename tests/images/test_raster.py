@@ -18,6 +18,7 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 
 from negah.errors import GeoError, InputError
+from negah.images.bands import Pixels
 from negah.images.raster import Raster, resample
 from negah.images.windows import Box, grid
 
@@ -106,15 +107,9 @@ def test_nodata_does_not_bleed_into_what_is_beside_it():
     valid = np.ones((40, 40), bool)
     valid[:, :15], rgb[:, :15] = False, 0
     for shape in ((10, 10), (13, 13), (90, 90), (10, 90)):
-        small = resample(type_of_pixels(rgb, valid), shape)
+        small = resample(Pixels(rgb, valid), shape)
         assert (small.rgb[small.valid] == 200).all() and not small.rgb[~small.valid].any()
         assert small.valid.mean() == pytest.approx(25 / 40, abs=0.06)
-
-
-def type_of_pixels(rgb, valid):
-    from negah.images.bands import Pixels
-
-    return Pixels(rgb, valid)
 
 
 def test_large_boxes_are_decimated_with_the_same_geometry(tmp_path):
@@ -428,7 +423,8 @@ def test_vrt_over_two_rasters(tmp_path):
     tiff(tmp_path / "right.tif", right, transform=UTM["transform"] @ Affine.translation(40, 0))
     sources = [
         "".join(
-            f"<SimpleSource><SourceFilename relativeToVRT='1'>{name}.tif</SourceFilename><SourceBand>{band}</SourceBand>"
+            f"<SimpleSource><SourceFilename relativeToVRT='1'>{name}.tif</SourceFilename>"
+            f"<SourceBand>{band}</SourceBand>"
             f"<SrcRect xOff='0' yOff='0' xSize='40' ySize='50'/><DstRect xOff='{x}' yOff='0' xSize='40' ySize='50'/>"
             "</SimpleSource>"
             for name, x in (("left", 0), ("right", 40))

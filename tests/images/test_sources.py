@@ -33,12 +33,10 @@ def png(value: int = 0, size: int = 9) -> bytes:
     return file.getvalue()
 
 
-def geotiff(path: Path, size: int = 300, **profile) -> np.ndarray:
+def geotiff(path: Path, size: int = 300) -> np.ndarray:
     bands = RNG.integers(0, 256, (3, size, size), dtype=np.uint8)
-    profile = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate", **UTM, **profile}
-    with rasterio.open(
-        path, "w", driver="GTiff", width=size, height=size, count=3, dtype="uint8", **profile
-    ) as dataset:
+    profile = {"driver": "GTiff", "tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate", **UTM}
+    with rasterio.open(path, "w", width=size, height=size, count=3, dtype="uint8", **profile) as dataset:
         dataset.write(bands)
     return bands.transpose(1, 2, 0)
 

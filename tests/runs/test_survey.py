@@ -441,7 +441,8 @@ def test_full_disk_is_said_in_a_line_and_nothing_half_done_is_left(tmp_path, siz
     if probe.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {probe.stderr.strip()}")
     write_tif(tmp_path / "town.tif", np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
-    (tmp_path / "run.py").write_text(textwrap.dedent("""
+    (tmp_path / "run.py").write_text(
+        textwrap.dedent("""
         import sys
         from pathlib import Path
         import torch
@@ -455,7 +456,8 @@ def test_full_disk_is_said_in_a_line_and_nothing_half_done_is_left(tmp_path, siz
         except (OutputError, OSError) as error:
             print(f"{type(error).__name__}: {error}")
             print(sorted(p.name for p in Path(sys.argv[2]).iterdir() if not p.name.startswith("ledger")))
-    """))
+    """)
+    )
     script = FULL_DISK.format(
         size=size, disk=disk, python=sys.executable, script=tmp_path / "run.py", image=tmp_path / "town.tif"
     )

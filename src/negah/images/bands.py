@@ -106,6 +106,7 @@ class Bands:
     def __init__(self, dataset: DatasetReader, name: str):
         self._dataset = dataset
         self._name = name
+        self._settings = gdal_settings()  # one per object, and not for two threads at once: see Raster's lock
         colours = dataset.colorinterp
         if all(colour in colours for colour in CMYK):
             shown = [colours.index(colour) + 1 for colour in CMYK]
@@ -144,7 +145,7 @@ class Bands:
         indexes = [*self._shown, self._alpha] if self._alpha else self._shown
         mask = None
         try:
-            with gdal_settings():
+            with self._settings:
                 values = self._dataset.read(
                     indexes, window=window, out_shape=(len(indexes), *shape), resampling=resampling
                 )
@@ -187,8 +188,8 @@ class Bands:
             low, high = self.stretch
             # float32 is exact for 16-bit numbers; wider ones need the digits
             wide = values.astype(np.float32 if self._dtype.itemsize <= 2 or self._dtype == np.float32 else np.float64)
-            wide = (np.nan_to_num(wide, nan=low, posinf=high, neginf=low) - low) * (255 / max(high - low, 1e-30))
-            values = np.rint(np.clip(wide, 0, 255)).astype(np.uint8)
+            wide = np.clip(np.nan_to_num(wide, nan=low), low, high) - low
+            values = np.rint(wide * (255 / max(high - low, 1e-30))).astype(np.uint8)
         elif self._levels < 255:
             values = (np.minimum(values, self._levels).astype(np.uint16) * 255 // self._levels).astype(np.uint8)
         if self._inverted:
@@ -227,7 +228,7 @@ class Bands:
         for box, shape in boxes:
             window = _window(box)
             try:
-                with gdal_settings():
+                with self._settings:
                     values = dataset.read(self._shown, window=window, out_shape=(len(self._shown), *shape))
                     mask = dataset.dataset_mask(window=window, out_shape=shape) != 0
             except RasterioError as error:

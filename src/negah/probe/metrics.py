@@ -11,7 +11,8 @@ multiplicities. Tiles that overlap or stand side by side are not independent; wi
 
 What a figure is not defined for (precision without a predicted positive, AUC of one class) is NaN, never 0 or 1.
 Intervals are percentiles; resamples in which the figure is undefined are left out. The calibration error of a finite
-sample is biased upwards (bins are noisy), its resamples more so: its value tends to lie near the low end.
+sample is biased upwards (bins are noisy), and its resamples are biased once more by as much: they are shifted back by
+that before their percentiles are taken, or the value could lie below its own interval.
 """
 
 from collections.abc import Callable, Iterator
@@ -187,6 +188,7 @@ def measure(
 
     value = figures(np.ones(len(y)))
     drawn = np.concatenate([figures(w) for w in bootstrap_weights(member, resamples, generator)], axis=1)
+    drawn[-1] = np.maximum(drawn[-1] - (drawn[-1].mean() - value[-1]), 0)  # the calibration error: see above
     tails = (1 - confidence) / 2, (1 + confidence) / 2
     intervals = [Interval(float(v), *map(float, _percentiles(d[~np.isnan(d)], tails))) for v, d in zip(value, drawn)]
     return Scores(

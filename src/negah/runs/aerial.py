@@ -361,13 +361,10 @@ def main() -> None:
     chosen = best_threshold(known.labels, predict(detector, known.images), goal=accuracy)
     detector.info = replace(detector.info, threshold=round(chosen, 3))
     detector.info = replace(detector.info, area_ratio=area_factors(detector, masked(args.data, kept_aside=True)))
-    save(detector, args.out / "aerial-tiny.safetensors", dtype=torch.float16)
-
-    print(
-        json.dumps(
-            {k: str(v) for k, v in score(load(args.out / "aerial-tiny.safetensors"), args.data).items()}, indent=2
-        )
-    )
+    path = args.out / "aerial-tiny.safetensors"
+    save(detector, path, dtype=torch.float16)
+    for name, value in score(load(path), args.data, seed=args.seed).items():
+        print(f"{name}: {value}")
 
 
 def score(detector: Detector, folder: Path, *, seed: int = 0) -> dict[str, Scores | float]:

@@ -394,9 +394,7 @@ def _map(
     return _Made(panels, drawn, names, surveyed)
 
 
-def _add(
-    panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None
-) -> tuple[Drawn, float]:
+def _add(panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None) -> tuple[Drawn, float]:
     """Add a source's panels; returns them, and the ground that was looked at, in m2."""
     ground = 0.0
 

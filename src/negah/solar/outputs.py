@@ -1,14 +1,14 @@
 """The files of a survey, all derived from its ledger: written in a corner of the output folder, then put in place.
 
-    tiles.csv                  a row per window
-    failures.csv               a row per input that failed, whole or in part
-    panels.parquet .gpkg       a feature per panel, in the sources' CRS if they share one, else in EPSG:4326
-    panels.geojson             the same in EPSG:4326; only where a source has a CRS
-    panels-pixel.parquet .gpkg panels of sources without a CRS, in pixels, where other sources have one
-    heatmap.tif                cells of the raster: panel fraction and probability, a cloud-optimised GeoTIFF;
-                               heatmaps/NAME.tif for each source of more than one window where there are several
-    parcels.parquet .csv       the given parcels with what lies on each
-    report.html, run.json      for people, for machines
+tiles.csv                  a row per window
+failures.csv               a row per input that failed, whole or in part
+panels.parquet .gpkg       a feature per panel, in the sources' CRS if they share one, else in EPSG:4326
+panels.geojson             the same in EPSG:4326; only where a source has a CRS
+panels-pixel.parquet .gpkg panels of sources without a CRS, in pixels, where other sources have one
+heatmap.tif                cells of the raster: panel fraction and probability, a cloud-optimised GeoTIFF;
+                           heatmaps/NAME.tif for each source of more than one window where there are several
+parcels.parquet .csv       the given parcels with what lies on each
+report.html, run.json      for people, for machines
 """
 
 import csv

@@ -316,17 +316,16 @@ def _plan_source(
     with source.open() as raster:
         mean, warnings = raster.gsd_m(gsd)
         width, height = raster.width, raster.height
-        crs, transform = raster.crs, raster.transform
-        known = crs is not None and transform is not None
-        if region is not None and not known:
+        georeference = None if raster.crs is None or raster.transform is None else (raster.crs, raster.transform)
+        if region is not None and georeference is None:
             raise GeoError(f"{source.name} has no CRS, so polygons cannot be laid over it: leave out --aoi for it")
-        middle = pixel_size_m(crs, transform, width / 2, height / 2) if known else (mean, mean)
+        middle = pixel_size_m(*georeference, width / 2, height / 2) if georeference else (mean, mean)
         layout = Layout(
             axis_of(width, middle[0], info, patch=patch, overlap=overlap),
             axis_of(height, middle[1], info, patch=patch, overlap=overlap),
         )
-        if known and len(layout) > 1:
-            ground = _ground(crs, transform, width, height)
+        if georeference and len(layout) > 1:
+            ground = _ground(*georeference, width, height)
         else:
             ground = Ground([0.0], [0.0], [[float(middle[0] * middle[1])]])
         notes = list(warnings)
@@ -342,8 +341,8 @@ def _plan_source(
             name=source.name,
             width=width,
             height=height,
-            crs=crs.to_wkt() if known else None,
-            transform=tuple(transform)[:6] if known else None,
+            crs=georeference[0].to_wkt() if georeference else None,
+            transform=tuple(georeference[1])[:6] if georeference else None,
             gsd_m=mean,
             in_range=in_range,
             layout=layout,
