@@ -242,7 +242,11 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        out = F.scaled_dot_product_attention(*self.heads_of(x))
+        return self.mixed(*self.heads_of(x))
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch token dim"]:
+        """What each query collects, back in the width of the tokens."""
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def weights(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch head query key"]:

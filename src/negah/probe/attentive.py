@@ -50,14 +50,20 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Reading:
         """Tokens as [CLS, patches], after the backbone's final norm."""
-        out = self.classifier(self.norm(self.block(tokens))).squeeze(-1)
-        return Reading(out[:, 0], self.cls_attention(tokens), out[:, 1:])
+        block = self.block
+        q, k, v = block.attn.heads_of(block.norm1(tokens))
+        y = tokens + block.attn.mixed(q, k, v)
+        y = y + block.mlp(block.norm2(y))
+        out = self.classifier(self.norm(y)).squeeze(-1)
+        return Reading(out[:, 0], cls_attention(q, k), out[:, 1:])
 
-    def cls_attention(self, tokens: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch head patch"]:
-        """Only the CLS query's row of the attention matrix: O(tokens) where the whole is O(tokens^2)."""
-        q, k, _ = self.block.attn.heads_of(self.block.norm1(tokens))
-        scores = (q[:, :, :1] @ k.transpose(-2, -1)).squeeze(2) * q.shape[-1] ** -0.5
-        return scores.float().softmax(-1)[..., 1:]
+
+def cls_attention(
+    q: Float[Tensor, "batch head token width"], k: Float[Tensor, "batch head token width"]
+) -> Float[Tensor, "batch head patch"]:
+    """Only the CLS query's row of the attention matrix: O(tokens) where the whole is O(tokens^2)."""
+    scores = (q[:, :, :1] @ k.transpose(-2, -1)).squeeze(2) * q.shape[-1] ** -0.5
+    return scores.float().softmax(-1)[..., 1:]
 
 
 def pooled_evidence(patch_logits: Float[Tensor, "batch patch"], *, share: float = 0.05) -> Float[Tensor, " batch"]:

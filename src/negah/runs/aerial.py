@@ -306,7 +306,7 @@ def scenes_only(elsewhere: Elsewhere, *, steps: int = 1000, seed: int = 0, out: 
 
 
 def second_stage(
-    detector: Detector, labelled: Tiles, elsewhere: Elsewhere, *, steps: int = 700, lr: float = 7e-4, seed: int = 0,
+    detector: Detector, labelled: Tiles, elsewhere: Elsewhere, *, steps: int = 1500, lr: float = 7e-4, seed: int = 0,
     out: Path | None = None,
 ) -> Detector:  # fmt: skip
     """With the labelled tiles, on whole windows; `detector` is left as it is."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from negah import __version__
 
 LIBRARIES = (
-    "torch", "torchvision", "numpy", "kornia", "timm", "transformers", "safetensors", "huggingface-hub",
+    "torch", "torchvision", "numpy", "timm", "transformers", "safetensors", "huggingface-hub",
     "rasterio", "pyproj", "shapely", "geopandas", "pyogrio", "pyarrow", "scikit-learn", "pillow", "tyro", "rich",
 )  # fmt: skip
 """Libraries whose versions decide what a survey gives, or that change what negah can do."""
