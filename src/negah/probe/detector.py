@@ -25,7 +25,7 @@ class DetectorInfo:
     """What a detector was made for.
 
     gsd_m: ground sampling distance (metres per pixel) that it was trained at; images are resampled to it.
-    gsd_range_m: native distances between which it was trained or tested; outside it a survey warns.
+    gsd_range_m: native distances that it is meant for; outside them a survey warns.
     window_px: side of the square window that it was trained on, in pixels of `gsd_m`.
     threshold: probability from which a window counts as having panels.
     area_ratio: factors on an area estimate between which 90 % of the held-out true areas lay.
