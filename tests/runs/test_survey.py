@@ -4,6 +4,7 @@
 a white rectangle on black ground is a panel whose area is known to the last digit.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -28,6 +29,8 @@ from torch import nn
 
 from negah.cli.main import main
 from negah.errors import InputError, OutputError
+from negah.images.raster import Raster
+from negah.images.windows import Box
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, Reading
 from negah.probe.detector import Detector, DetectorInfo, save
@@ -92,8 +95,9 @@ def contents(out: Path) -> dict[str, object]:
     found["geojson"] = (out / "panels.geojson").read_text()
     found["panels"] = geopandas.read_parquet(out / "panels.parquet").to_csv()
     found["gpkg"] = geopandas.read_file(out / "panels.gpkg").to_csv()
-    with rasterio.open(out / "heatmap.tif") as file:
-        found["heatmap"] = file.read().tobytes()
+    for path in sorted(out.rglob("heatmap*/*.tif")) or [out / "heatmap.tif"]:
+        with rasterio.open(path) as file:
+            found[str(path.relative_to(out))] = file.read().tobytes()
     found["totals"] = {
         k: v for k, v in json.loads((out / "run.json").read_text())["totals"].items()
         if k not in ("out", "report", "continued", "seconds", "windows_per_s")
@@ -423,6 +427,131 @@ def test_killed_survey_continues_to_the_same_files(tmp_path, monkeypatch):
     summary = do([tmp_path / "town.tif"], tmp_path / "out", detector, threshold=0.0)
     assert summary.continued
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def noisy(path: Path, seed: int, size: int = 128) -> Path:
+    return write_tif(path, np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
+
+
+def same_but_for_names(one: Path, other: Path) -> bool:
+    """Whether two surveys of folders with the same files found the same."""
+    return repr(contents(one)).replace("before", "mended") == repr(contents(other)).replace("before", "mended")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_windows_that_failed_are_read_again_and_the_files_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BATCHES", {"cpu": 3})
+    paths = [noisy(tmp_path / "a.tif", 0), noisy(tmp_path / "b.tif", 1)]
+    detector, options = Detector.random(window_px=32), {"overlap": 0.5, "threshold": 0.0}
+    do(paths, tmp_path / "whole", detector, **options)
+    read = Raster.read
+
+    def away(raster: Raster, box: Box, shape: tuple[int, int]):
+        if "a.tif" in raster.name and box.row == 32:
+            raise OSError("the network drive is away")
+        return read(raster, box, shape)
+
+    monkeypatch.setattr(Raster, "read", away)
+    first = do(paths, tmp_path / "out", detector, **options)
+    assert first.windows == {"failed": 7, "ok": 91} and not first.complete
+    again = do(paths, tmp_path / "out", detector, **options)  # still away: nothing changes
+    assert again.windows == first.windows and again.failures == first.failures
+
+    monkeypatch.setattr(Raster, "read", read)
+    seen: list[tuple[int, int]] = []
+    survey([str(p) for p in paths], tmp_path / "out", [detector], Options(precision="fp32", overlap=0.5, threshold=0.0),
+           progress=lambda stage, done, total: seen.append((done, total)) if stage == "windows" else None)  # fmt: skip
+    assert seen[0] == (91, 98) and seen[-1] == (98, 98) and len(seen) < 6  # the chunks of 7 windows, not all
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_repaired_file_is_surveyed_whole_even_if_it_is_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "BATCHES", {"cpu": 3})
+    for folder in ("before", "mended"):
+        (tmp_path / folder).mkdir()
+        noisy(tmp_path / folder / "a.tif", 0)
+        noisy(tmp_path / folder / "b.tif", 1)
+        noisy(tmp_path / folder / "c.tif", 2)
+    detector, mended, out = Detector.random(window_px=32), tmp_path / "mended", tmp_path / "out"
+    do([tmp_path / "before"], tmp_path / "whole", detector, threshold=0.0)
+    noisy(mended / "b.tif", 7)  # where it can be read it shows something else than the repaired one will
+    cut_short(mended / "b.tif")
+    partly = do([mended], out, detector, threshold=0.0)
+    assert 0 < partly.windows["failed"] < 16 and partly.failed_sources == 0
+
+    noisy(mended / "b.tif", 1)
+    options = Options(precision="fp32", threshold=0.0)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "windows" and done >= total - 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey([str(mended)], out, [detector], options, progress=stop)
+    assert do([mended], out, detector, threshold=0.0).complete
+    assert same_but_for_names(tmp_path / "whole", out)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_inputs_that_could_not_be_opened_join_once_they_can(tmp_path, monkeypatch, stopped):
+    monkeypatch.setattr(runs, "BATCHES", {"cpu": 5})  # 16 windows a file: no chunk ends where a file does
+    names = ("a_empty.tif", "b.tif", "c_text.tif", "d.tif", "e_empty.tif")
+    for folder in ("before", "mended"):
+        (tmp_path / folder).mkdir()
+        for seed, name in enumerate(names):
+            image = np.maximum(town(), np.random.default_rng(seed).integers(0, 90, (128, 128), dtype=np.uint8))
+            write_tif(tmp_path / folder / name, image)
+    mended, out = tmp_path / "mended", tmp_path / "out"
+    do([tmp_path / "before"], tmp_path / "whole")
+    kept = {name: (mended / name).read_bytes() for name in names}
+    for name, content in {"a_empty.tif": b"", "c_text.tif": b"I am not a picture", "e_empty.tif": b""}.items():
+        (mended / name).write_bytes(content)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stopped and stage == "windows" and done >= total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) if stopped else contextlib.nullcontext():
+        survey([str(mended)], out, [Bright()], Options(precision="fp32"), progress=stop)
+    (mended / "a_empty.tif").write_bytes(kept["a_empty.tif"])
+    (mended / "c_text.tif").write_bytes(b"neither am I")
+    some = do([mended], out)
+    assert some.failed_sources == 2 and some.windows == {"ok": 48}
+    assert list(dict.fromkeys(Path(t["source"]).name for t in rows(out / "tiles.csv"))) == list(names)
+    for name in ("c_text.tif", "e_empty.tif"):
+        (mended / name).write_bytes(kept[name])
+    assert do([mended], out).complete
+    assert same_but_for_names(tmp_path / "whole", out)
+
+
+def test_what_was_read_may_not_change_while_something_else_failed(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    noisy(folder / "a.tif", 0)
+    cut_short(noisy(folder / "b.tif", 1))
+    do([folder], out)
+    before = contents(out)
+    noisy(folder / "b.tif", 1, size=160)
+    with pytest.raises(OutputError, match=r"b\.tif has changed since, in size or place.*--overwrite"):
+        do([folder], out)
+    (folder / "b.tif").write_bytes(b"")
+    with pytest.raises(OutputError, match=r"b\.tif has changed since and fails now"):
+        do([folder], out)
+    noisy(folder / "b.tif", 1)
+    os.utime(folder / "a.tif", (1, 1))
+    with pytest.raises(OutputError, match=r"a\.tif has changed since\)"):
+        do([folder], out)
+    assert contents(out) == before
+
+
+def test_the_area_factors_are_not_promised_for_this_imagery(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    note = do([tmp_path / "town.tif"], tmp_path / "out").notes[0]
+    assert "between 0.5 and 2 times" in note and "expected" not in note
+    assert "fitted on" in note and note.endswith("elsewhere that is unchecked.")
 
 
 FULL_DISK = """

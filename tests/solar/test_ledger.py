@@ -5,7 +5,7 @@ import pytest
 
 from negah.errors import OutputError
 from negah.solar.ledger import FILE, Input, Ledger, Window, pack
-from negah.solar.plan import Failure, Plan
+from negah.solar.plan import Axis, Failure, Ground, Layout, Plan, PlannedSource
 
 FINGERPRINT = {"model": "m", "gsd": 0.3}
 INPUTS = [Input("a.tif", 10, 5), Input("b.tif", 20, 6)]
@@ -57,6 +57,48 @@ def test_a_commit_is_all_or_nothing(tmp_path):
         assert ledger.finished == 1
 
 
+def test_of_a_finished_chunk_only_what_failed_is_replaced(tmp_path):
+    def failed(k: int, reason: str) -> tuple[int, str, int, str]:
+        return 0, "a.tif", k, reason
+
+    with begun(tmp_path) as ledger:
+        ledger.commit([scored(0, 0.1), Window(1, 0, "failed"), Window(2, 0, "failed")],
+                      [failed(1, "cut off"), failed(2, "cut off")], 1.0)  # fmt: skip
+        ledger.commit([Window(3, 0, "failed")], [failed(3, "cut off")], 1.0)
+        assert ledger.plan().again == {1, 2, 3}
+        with pytest.raises(KeyboardInterrupt):
+            ledger.commit([scored(0, 0.5), scored(1, 0.6), scored(2, 0.7)], interrupted(), 1.0)
+        assert ledger.plan().again == {1, 2, 3} and ledger.counts() == {"failed": 3, "ok": 1}
+        # window 0, which could be read before, cannot now
+        ledger.commit([Window(0, 0, "failed"), scored(1, 0.9), Window(2, 0, "failed")],
+                      [failed(0, "gone"), failed(2, "gone")], 1.0)  # fmt: skip
+        assert [w.probability for w in ledger.windows()] == [0.1, 0.9, None, None]
+        assert ledger.plan().again == {2, 3} and ledger.finished == 4 and ledger.seconds == 3.0
+        assert ledger.failures()[0].windows == 2
+
+
+def test_a_repaired_source_is_to_be_read_whole_and_an_input_that_opens_now_joins(tmp_path):
+    def planned(position: int, first: int) -> PlannedSource:
+        axis = Axis(96, 32, 32, 4, 32)
+        return PlannedSource(position, "x.tif", 96, 32, None, None, 0.3, True, Layout(axis, Axis(32, 32, 32, 4, 32)),
+                             Ground([0.0], [0.0], [[0.09]]), first, ())  # fmt: skip
+
+    inputs = [Input(name, 10, 5) for name in ("a.tif", "b.tif", "c.tif")]
+    now = [Input("a.tif", 11, 9), Input("b.tif", 12, 9), inputs[2]]
+    with Ledger(tmp_path) as ledger:
+        ledger.begin(FINGERPRINT, inputs, Plan([planned(0, 0), planned(2, 3)], [Failure(1, "b.tif", 0, "empty")]))
+        ledger.commit([scored(0, 0.9), Window(1, 0, "failed"), Window(2, 0, "outside-aoi"), scored(3, 0.8)],
+                      [(0, "a.tif", 1, "cut off")], 1.0)  # fmt: skip
+        assert ledger.changed(now) == [0, 1] and ledger.difference(FINGERPRINT, now) is None
+        ledger.take_up(now, Plan([planned(1, 6)], []), [planned(0, 0)])
+        plan = ledger.plan()
+        assert [(s.position, s.first) for s in plan.sources] == [(0, 0), (2, 3), (1, 6)]
+        assert plan.again == {0, 1} and plan.failures == [] and plan.windows == 9
+        assert [w.status for w in ledger.windows()] == ["failed", "failed", "outside-aoi", "ok"]
+        assert ledger.found(0.5) == 1 and ledger.failures() == [Failure(0, "x.tif", 2, ledger.failures()[0].reason)]
+        assert ledger.changed(now) == [] and ledger.finished == 4
+
+
 def interrupted():
     raise KeyboardInterrupt
     yield
@@ -69,7 +111,8 @@ def interrupted():
         ({"model": "other", "gsd": 0.3}, INPUTS, "model was m there and is other now"),
         ({"model": "m"}, INPUTS, "gsd was 0.3 there and is None now"),
         (FINGERPRINT, INPUTS[:1], "2 inputs and there are 1 now"),
-        (FINGERPRINT, [INPUTS[0], Input("b.tif", 20, 7)], "b.tif has changed"),
+        (FINGERPRINT, [Input("a.tif", 10, 6), INPUTS[1]], "a.tif has changed"),
+        (FINGERPRINT, [INPUTS[0], Input("b.tif", 20, 7)], None),  # it failed: it may have been repaired
         (FINGERPRINT, [INPUTS[0], Input("c.tif", 20, 6)], "b.tif, where there is c.tif now"),
     ],
 )

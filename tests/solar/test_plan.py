@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyproj
@@ -89,6 +90,22 @@ def test_chunks_from_anywhere_are_the_chunks_from_the_start():
                  for c in chunks(plan, batch=4, start=first)]  # fmt: skip
         assert again == described[k:]
     assert list(chunks(plan, batch=4, start=plan.windows)) == []
+
+
+def test_chunks_that_are_read_again_come_first_and_are_the_same():
+    plan = plan_of((300, 300), (101, 101), (101, 101), (50, 101), (500, 120))
+    whole = [(c.first, [i for _, i, _ in c.windows]) for c in chunks(plan, batch=4)]
+    again = chunks(replace(plan, again=frozenset({1, 9})), batch=4, start=whole[4][0])
+    assert [(c.first, [i for _, i, _ in c.windows]) for c in again] == [whole[0], whole[2], *whole[4:]]
+
+
+def test_a_source_that_joins_later_leaves_the_chunks_before_it_alone():
+    plan = plan_of(*[(101, 101)] * 6)
+    late = [replace(source(7, 6, 101, 101), opens_chunk=True), source(9, 7, 101, 101)]
+    longer = replace(plan, sources=[*plan.sources, *late])
+    assert [len(c) for c in chunks(plan, batch=4)] == [4, 2]
+    assert [len(c) for c in chunks(longer, batch=4)] == [4, 2, 2] and longer.windows == 8
+    assert [c.first for c in chunks(longer, batch=4, start=6)] == [6]
 
 
 def test_single_windows_of_many_sources_share_batches():

@@ -15,7 +15,7 @@ class Survey(show.Verb):
 
     Reads GeoTIFF, COG, VRT, PNG and JPEG files, folders and zip or tar archives of them, and COG URLs. Writes panels
     (GeoParquet, GeoPackage, GeoJSON), a heat map, tables and a report into one folder. A survey that was stopped
-    continues where it was when the same command is given again.
+    continues where it was when the same command is given again, and tries again what could not be read.
 
     Exit status 3: done, but some inputs could not be read (see failures.csv).
 
@@ -61,7 +61,8 @@ class Survey(show.Verb):
     def run(self) -> int:
         """Survey, then print the totals and where the report is."""
         from negah.errors import InputError
-        from negah.runs.survey import Options, compute_device, detector_of, summary_dict, survey, totals
+        from negah.runs.record import compute_device
+        from negah.runs.survey import Options, detector_of, summary_dict, survey, totals
 
         if not self.paths:
             raise InputError("nothing to survey: give an image, a folder, an archive or a URL")

@@ -39,7 +39,7 @@ from negah.probe.labels import Samples, read_samples
 from negah.probe.linear import fit_linear, pooled
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
 from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
-from negah.runs.survey import compute_device, hardware, versions
+from negah.runs.record import compute_device, hardware, versions
 from negah.train import Batches, Objective, fit
 from negah.train.surroundings import randomness
 

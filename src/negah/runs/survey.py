@@ -2,25 +2,23 @@
 
 What the windows' figures depend on (inputs, model, arguments, versions) is the ledger's fingerprint; a folder with
 another one is refused, not mixed.  What only the files depend on (parcels, m2 per kW) may change between two runs: the
-files are assembled anew from the ledger at the end of every run.
+files are assembled anew from the ledger at the end of every run.  What could not be read is tried again by every run.
 """
 
 import datetime
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import geopandas
 import numpy as np
-import rasterio
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
@@ -34,7 +32,8 @@ from negah.images.sources import Source, find_sources
 from negah.images.windows import Box
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
-from negah.probe.detector import Detector, DetectorInfo
+from negah.probe.detector import Detector, DetectorInfo, in_bf16
+from negah.runs.record import fingerprint_of, hardware, versions
 from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.merge import LEVEL, Strip, components, strips
@@ -134,6 +133,8 @@ def survey(
 ) -> Summary:
     """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
 
+    Continuing tries again what could not be read, and takes an input that failed as it is now, repaired or not.
+
     detectors: one, or several of one patch and window whose footprints are averaged.
     progress: called with a stage ("windows", "map", "report"), how far it is, and how far it goes.
 
@@ -174,11 +175,12 @@ def survey(
         _prepare_folder(out, overwrite=options.overwrite)
         inputs = [_input(source) for source in sources]
         begun = Ledger.begun(out)
-        # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
-        plan = None if begun else make_plan(
-            sources, info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
+        plan_of = partial(
+            make_plan, sources, info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
             threads=threads,
         )  # fmt: skip
+        # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
+        plan = None if begun else plan_of()
         if plan is not None:
             _check_parcels(plan, parcels)
         _make_folder(out)
@@ -186,18 +188,20 @@ def survey(
         if plan is not None:
             ledger.begin(fingerprint, inputs, plan)
         elif what := ledger.difference(fingerprint, inputs):
-            raise OutputError(
-                f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it"
-            )
+            raise _another(out, what)
         else:
-            plan = ledger.plan()
+            plan = _try_again(out, ledger, inputs, plan_of)
             _check_parcels(plan, parcels)
-        done = ledger.finished
+        done, again = ledger.finished, len(plan.again)
+        scorers = [in_bf16(d) for d in detectors] if bf16 else detectors
         score(
-            plan, sources, detectors, ledger, Measure(threshold, info.area_ratio), patch=detector.patch, batch=batch,
-            region=region, threads=threads, device=device, bf16=bf16,
-            progress=lambda done, total: progress("windows", done, total),
+            plan, sources, scorers, ledger, Measure(threshold, info.area_ratio), patch=detector.patch, batch=batch,
+            region=region, threads=threads, device=device,
+            # a chunk that is read again counts for all its windows there, more than the failed ones that it has
+            progress=lambda done, total: progress("windows", min(done - again, total), total),
         )  # fmt: skip
+        # The files list sources as they were given, whenever they joined the plan.
+        plan = replace(plan, sources=sorted(plan.sources, key=lambda source: source.position))
 
         with Assembly(out) as assembly:
             with assembly.file("tiles.csv") as path:
@@ -304,11 +308,6 @@ def with_head(backbone: ViT, path: Path) -> Detector:
     return Detector(backbone, head, DetectorInfo(**{**info, **ranges})).eval()
 
 
-def compute_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def totals(summary: Summary) -> dict[str, str]:
     """The headline figures, for people, in their order."""
     s = summary
@@ -326,33 +325,6 @@ def totals(summary: Summary) -> dict[str, str]:
 def summary_dict(summary: Summary) -> dict:
     """The summary as plain values, for machines."""
     return {"status": "complete" if summary.complete else "some inputs failed", **_plain(asdict(summary))}
-
-
-def fingerprint_of(detector: Detector) -> str:
-    """SHA-256 of a detector's weights and info."""
-    digest = hashlib.sha256(json.dumps(asdict(detector.info), sort_keys=True).encode())
-    for name, tensor in sorted(detector.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Releases of what the figures and files come from."""
-    names = "torch torchvision numpy scipy rasterio pyproj shapely geopandas pyogrio pyarrow".split()
-    found = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "gdal": rasterio.__gdal_version__, **found}
-
-
-def hardware(device: torch.device) -> dict[str, str | int]:
-    """What it ran on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "system": platform.platform(),
-        "device": f"{device.type}: {name}",
-        "cores": os.cpu_count() or 0,
-        "torch threads": torch.get_num_threads(),
-    }
 
 
 class _Made(NamedTuple):
@@ -423,6 +395,36 @@ def _same_kind(detectors: Sequence[Detector]) -> Detector:
     if any(d.training for d in detectors):
         raise InputError("a detector is in training mode: call .eval() on it first")
     return detectors[0]
+
+
+def _another(out: Path, what: str) -> OutputError:
+    return OutputError(f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it")
+
+
+def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Callable[..., Plan]) -> Plan:
+    """The recorded plan with another attempt at what failed, which is recorded too.  plan_of: `make_plan`, but `only`.
+
+    Raises OutputError where an input of which some windows were read has been replaced by one with other windows: their
+    numbers are taken.
+    """
+    plan = ledger.plan()
+    planned = {source.position: source for source in plan.sources}
+    found = plan_of(only={failure.position for failure in plan.failures}.union(ledger.changed(inputs)))
+    for failure in found.failures:
+        if failure.position in planned:
+            raise _another(out, f"the input {failure.source} has changed since and fails now: {failure.reason}")
+    joining, repaired, first = [], [], plan.windows
+    for source in found.sources:
+        old = planned.get(source.position)
+        if old is None:
+            joining.append(replace(source, first=first, opens_chunk=not joining))
+            first += len(source.layout)
+        elif replace(source, first=old.first, opens_chunk=old.opens_chunk) == old:
+            repaired.append(old)
+        else:
+            raise _another(out, f"the input {source.name} has changed since, in size or place")
+    ledger.take_up(inputs, Plan(joining, found.failures), repaired)
+    return ledger.plan()
 
 
 def _check_parcels(plan: Plan, parcels: geopandas.GeoDataFrame | None) -> None:
@@ -534,7 +536,8 @@ def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: 
     low, high = area_ratio
     notes = [
         "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: nine in "
-        f"ten true areas are expected between {low:g} and {high:g} times the figure given.",
+        f"ten true areas lay between {low:g} and {high:g} times the figure given on the tiles that these factors were "
+        "fitted on, if the model's card names any, and elsewhere that is unchecked.",
         "The total's range applies the same factors to the sum, as if all errors went the same way.",
         f"A panel is a group of touching cells, each at least {LEVEL:.0%} panel; areas of windows in tiles.csv count "
         "all cells of the window, those of overlapping windows more than once.",

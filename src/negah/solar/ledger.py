@@ -2,7 +2,8 @@
 
 Windows are committed chunk by chunk and in order, each chunk in one transaction, so "finished" is one number: every
 window before it is in the ledger, none after it.  All that a survey writes is derived from the ledger, so a survey that
-was stopped and continued ends with the same files as one that was not.
+was stopped and continued ends with the same files as one that was not.  A finished window that failed is read again by
+the next run; its row says that it failed until its chunk is committed once more.
 
     about    what the figures depend on (the fingerprint), the time spent
     inputs   name, size and time of change of every input, so that an exchanged file is noticed
@@ -34,13 +35,14 @@ CREATE TABLE sources (position INTEGER PRIMARY KEY, plan TEXT);
 CREATE TABLE windows (id INTEGER PRIMARY KEY, source INTEGER, status TEXT, probability REAL,
                       area_m2 REAL, area_low REAL, area_high REAL, cells BLOB);
 CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
+CREATE INDEX failed ON failures (window);
 """
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
 
 class Input(NamedTuple):
-    """An input as it was when the survey began; size and changed are -1 where they cannot be known (a URL)."""
+    """An input as it was when the survey took it up; size and changed are -1 where they cannot be known (a URL)."""
 
     name: str
     size: int
@@ -121,15 +123,13 @@ class Ledger:
             about = {"format": FORMAT, "seconds": 0.0, "fingerprint": dict(fingerprint)}
             self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
             self._db.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?)", ((i, *x) for i, x in enumerate(inputs)))
-            self._db.executemany(
-                "INSERT INTO sources VALUES (?, ?)", ((s.position, json.dumps(s.as_dict())) for s in plan.sources)
-            )
-            self._db.executemany(
-                "INSERT INTO failures VALUES (?, ?, NULL, ?)", ((f.position, f.source, f.reason) for f in plan.failures)
-            )
+            self._add(plan)
 
     def difference(self, fingerprint: Fingerprint, inputs: Sequence[Input]) -> str | None:
-        """What of the recorded survey differs from the one that is asked for now, in words; None if nothing."""
+        """What of the recorded survey differs from the one that is asked for now, in words; None if nothing.
+
+        An input that failed, whole or in part, may have changed: it may have been repaired.
+        """
         if self._about("format") != FORMAT:
             return "it was written by another version of negah"
         old = self._about("fingerprint")
@@ -139,21 +139,56 @@ class Ledger:
         count = self._one("SELECT count(*) FROM inputs")
         if count != len(inputs):
             return f"it had {count} inputs and there are {len(inputs)} now"
-        for now, was in zip(inputs, self._all("SELECT name, size, changed FROM inputs ORDER BY position"), strict=True):
-            if now.name != was[0]:
-                return f"it had the input {was[0]}, where there is {now.name} now"
-            if now != Input(*was):
-                return f"the input {now.name} has changed since"
+        for now, (was,) in zip(inputs, self._all("SELECT name FROM inputs ORDER BY position"), strict=True):
+            if now.name != was:
+                return f"it had the input {was}, where there is {now.name} now"
+        failed = {failure.position for failure in self.failures()}
+        for position in self.changed(inputs):
+            if position not in failed:
+                return f"the input {inputs[position].name} has changed since"
         return None
 
+    def changed(self, inputs: Sequence[Input]) -> list[int]:
+        """Positions of the inputs whose size or time of change is not the recorded one."""
+        recorded = self._all("SELECT size, changed FROM inputs ORDER BY position")
+        return [k for k, (now, was) in enumerate(zip(inputs, recorded, strict=True)) if (now.size, now.changed) != was]
+
     def plan(self) -> Plan:
-        """The recorded plan."""
-        rows = self._all("SELECT plan FROM sources ORDER BY position")
+        """The recorded plan; what failed of its windows is to be read again."""
+        rows = self._all("SELECT plan FROM sources")
         failed = self._all("SELECT source, name, reason FROM failures WHERE window IS NULL ORDER BY source")
+        again = self._all("SELECT window FROM failures WHERE window IS NOT NULL")
         return Plan(
-            [PlannedSource.from_dict(json.loads(plan)) for (plan,) in rows],
+            sorted((PlannedSource.from_dict(json.loads(plan)) for (plan,) in rows), key=lambda source: source.first),
             [Failure(position, name, 0, reason) for position, name, reason in failed],
+            frozenset(window for (window,) in again),
         )
+
+    def take_up(self, inputs: Sequence[Input], unopened: Plan, repaired: Iterable[PlannedSource]) -> None:
+        """Record another attempt at what failed.
+
+        unopened: what is now known of the sources that could not be opened: those that now can, numbered behind all
+        others, and those that still cannot.  repaired: sources of the plan whose file has changed since some of their
+        windows failed: all of their windows count as failed.
+        """
+        with self._transaction():
+            self._db.executemany(
+                "UPDATE inputs SET size = ?, changed = ? WHERE position = ?",
+                [(inputs[k].size, inputs[k].changed, k) for k in self.changed(inputs)],
+            )
+            self._db.execute("DELETE FROM failures WHERE window IS NULL")
+            self._add(unopened)
+            for source in repaired:
+                mine = source.first, source.first + len(source.layout)
+                self._db.execute("DELETE FROM failures WHERE source = ?", (source.position,))
+                self._db.execute(
+                    "UPDATE windows SET status = 'failed', probability = NULL, area_m2 = NULL, area_low = NULL, "
+                    "area_high = NULL, cells = NULL WHERE id >= ? AND id < ? AND status != 'outside-aoi'", mine,
+                )  # fmt: skip
+                self._db.execute(
+                    "INSERT INTO failures SELECT source, ?, id, 'its file has changed and was not read again yet' "
+                    "FROM windows WHERE id >= ? AND id < ? AND status = 'failed'", (source.name, *mine),
+                )  # fmt: skip
 
     @property
     def finished(self) -> int:
@@ -166,8 +201,19 @@ class Ledger:
         return self._about("seconds")
 
     def commit(self, windows: Sequence[Window], failed: Iterable[tuple[int, str, int, str]], seconds: float) -> None:
-        """Record a chunk's windows, the (position, source, window, reason) of those that failed, and the time taken."""
+        """Record a chunk's windows, the (position, source, window, reason) of those that failed, and the time taken.
+
+        Of a chunk that is finished already, only the windows that had failed are replaced: what was read once stays,
+        even if it cannot be read any more.
+        """
         with self._transaction():
+            if windows[0].id < self.finished:
+                mine = windows[0].id, windows[-1].id
+                self._db.execute("DELETE FROM windows WHERE id BETWEEN ? AND ? AND status = 'failed'", mine)
+                self._db.execute("DELETE FROM failures WHERE window BETWEEN ? AND ?", mine)
+                kept = {k for (k,) in self._all("SELECT id FROM windows WHERE id BETWEEN ? AND ?", *mine)}
+                windows = [window for window in windows if window.id not in kept]
+                failed = [failure for failure in failed if failure[2] not in kept]
             self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", windows)
             self._db.executemany("INSERT INTO failures VALUES (?, ?, ?, ?)", failed)
             self._db.execute("UPDATE about SET value = ? WHERE key = 'seconds'", (json.dumps(self.seconds + seconds),))
@@ -211,6 +257,14 @@ class Ledger:
         return [p for (p,) in self._all(
             "SELECT probability FROM windows WHERE probability IS NOT NULL AND id % ? = 0 ORDER BY id", step
         )]  # fmt: skip
+
+    def _add(self, plan: Plan) -> None:
+        self._db.executemany(
+            "INSERT INTO sources VALUES (?, ?)", ((s.position, json.dumps(s.as_dict())) for s in plan.sources)
+        )
+        self._db.executemany(
+            "INSERT INTO failures VALUES (?, ?, NULL, ?)", ((f.position, f.source, f.reason) for f in plan.failures)
+        )
 
     def _ranked(self, where: str, *values: float) -> list[Window]:
         columns = "id, source, status, probability, area_m2, area_low, area_high, cells"

@@ -7,11 +7,12 @@ one of a row) a cell takes the patch that holds its centre.
 
 The plan alone decides which windows share a batch, so a survey that was stopped and continued runs the same batches and
 comes to the same numbers, bit for bit.  Windows are numbered through all sources; nothing here lists them, so memory
-does not grow with a raster.
+does not grow with a raster.  A source that could not be opened at first, and can be later, joins at the end: no window
+that is finished changes its number or its batch.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -144,6 +145,7 @@ class PlannedSource:
 
     position: among all inputs, failed ones included.  first: number of its first window in the survey.
     transform: (a, b, c, d, e, f) from pixel to `crs`; both None where the raster has no CRS.
+    opens_chunk: it joined a plan that was begun, so its windows must not fill up a chunk that may be finished.
     """
 
     position: int
@@ -158,6 +160,7 @@ class PlannedSource:
     ground: Ground
     first: int
     notes: tuple[str, ...]
+    opens_chunk: bool = False
 
     @property
     def affine(self) -> Affine:
@@ -195,15 +198,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a survey will look at, in order, and what it cannot."""
+    """All that a survey will look at, in order, and what it cannot.
+
+    again: numbers of the windows that failed and are to be read once more.
+    """
 
     sources: list[PlannedSource]
     failures: list[Failure]
+    again: frozenset[int] = frozenset()
 
-    @property
+    @cached_property
     def windows(self) -> int:
         """Number of windows."""
-        return self.sources[-1].first + len(self.sources[-1].layout) if self.sources else 0
+        return sum(len(source.layout) for source in self.sources)
 
 
 class Chunk:
@@ -227,10 +234,12 @@ def make_plan(
     overlap: float = 0.0,
     region: Region | None = None,
     threads: int = 2,
+    only: Collection[int] | None = None,
 ) -> Plan:
     """Open every source once and lay out its windows; one that cannot be opened or measured becomes a failure.
 
     gsd: metres per pixel of rasters that do not say.  overlap: share of a window's side, in [0, 0.9).
+    only: positions of the sources to plan (None: all); these may fail one and all.
     Raises InputError when no source at all can be surveyed.
     """
     if not 0 <= overlap < 0.9:
@@ -247,7 +256,7 @@ def make_plan(
 
     planned, failures, first = [], [], 0
     with ThreadPoolExecutor(threads) as pool:
-        todo = enumerate(sources)
+        todo = ((k, source) for k, source in enumerate(sources) if only is None or k in only)
         while block := list(islice(todo, 256)):  # not all at once, so that Ctrl-C is answered soon
             for result in pool.map(attempt, block):
                 if isinstance(result, Failure):
@@ -255,22 +264,28 @@ def make_plan(
                     continue
                 planned.append(replace(result, first=first))
                 first += len(result.layout)
-    if not planned:
+    if not planned and only is None:
         more = f" (and {len(failures) - 1} more that fail)" if len(failures) > 1 else ""
         raise InputError(f"nothing can be surveyed: {failures[0].reason}{more}")
     return Plan(planned, failures)
 
 
 def chunks(plan: Plan, *, batch: int, region: Region | None = None, start: int = 0) -> Iterator[Chunk]:
-    """The survey's chunks from window `start` on, which must be the first of a chunk.
+    """The survey's chunks from window `start` on, which must be the first of a chunk; before it those to read again.
 
     The same plan, batch and region give the same chunks wherever one starts.
     """
+    for chunk in _all_chunks(plan, batch, region):
+        if chunk.first >= start or not plan.again.isdisjoint(range(chunk.first, chunk.first + len(chunk))):
+            yield chunk
+
+
+def _all_chunks(plan: Plan, batch: int, region: Region | None) -> Iterator[Chunk]:
     chunk, scored = Chunk(0, (0, 0)), 0
     for source in plan.sources:
         pixels = region.in_pixels(source.crs, source.affine) if region and source.crs else None
-        if source.layout.shape != chunk.shape:
-            if len(chunk) and chunk.first >= start:
+        if source.layout.shape != chunk.shape or source.opens_chunk:
+            if len(chunk):
                 yield chunk
             chunk, scored = Chunk(source.first, source.layout.shape), 0
         for begin in range(0, len(source.layout), LONGEST_RUN):
@@ -281,10 +296,9 @@ def chunks(plan: Plan, *, batch: int, region: Region | None = None, start: int =
                 chunk.windows.append((source, index, look))
                 scored += look
                 if scored == batch or len(chunk) == LONGEST_RUN:
-                    if chunk.first >= start:
-                        yield chunk
+                    yield chunk
                     chunk, scored = Chunk(source.first + index + 1, source.layout.shape), 0
-    if len(chunk) and chunk.first >= start:
+    if len(chunk):
         yield chunk
 
 

@@ -68,7 +68,6 @@ def score(
     region: Region | None = None,
     threads: int = 2,
     device: torch.device | str = "cpu",
-    bf16: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Score every window that is not in the ledger yet.
@@ -78,7 +77,6 @@ def score(
         scorers: one detector, or several whose footprints are averaged.
         batch: most windows per batch; part of what makes two runs equal.
         threads: that read and decode.
-        bf16: run the scorers under bfloat16 autocast.
         progress: called with (finished, total) windows after every chunk.
 
     Raises OutputError when the ledger cannot be written.
@@ -89,7 +87,6 @@ def score(
     with ExitStack() as stack:
         readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=bf16))
         began = time.monotonic()
         for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
             windows, failed = _score_chunk(chunk, loaded, scorers, measure, patch=patch, device=device)
