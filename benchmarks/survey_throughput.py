@@ -109,7 +109,7 @@ def tile_loop(folder: Path, peer, detector: Detector) -> dict[str, float]:
     for start in range(0, len(names), BATCH):
         batch = names[start : start + BATCH]
         images = [
-            np.asarray(Image.open(n).convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for n in batch
+            np.asarray(Image.open(n).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)) for n in batch
         ]
         for name, p in zip(batch, judge(images, peer, detector), strict=True):
             found[f"{name.name} c0_r0"] = p

@@ -28,6 +28,23 @@ def test_without_zoom_turn_and_shift_only_the_eight_ways_up_are_left():
     assert found == set(range(8))
 
 
+def test_a_share_of_the_views_is_not_resampled():
+    picture = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8, generator=generator())
+    views, _ = move(
+        picture.expand(400, -1, -1, -1), torch.zeros(400, 1, 12, 12), size=12, generator=generator(1), exact=0.75
+    )
+    eight = [torch.rot90(p, k, (1, 2)) / 255 for p in (picture[0], picture[0].flip(2)) for k in range(4)]
+    kept = sum(any(torch.allclose(v, e, atol=1e-4) for e in eight) for v in views)
+    assert 0.68 < kept / 400 < 0.82
+
+
+def test_strength_scales_how_far_colours_go():
+    images = torch.rand(64, 3, 16, 16, generator=generator())
+    assert torch.allclose(recolour(images, generator=generator(1), strength=0), images, atol=1e-3)
+    changes = [(recolour(images, generator=generator(1), strength=s) - images).abs().mean() for s in (0.2, 0.5, 1.0)]
+    assert changes[0] < changes[1] < changes[2]
+
+
 def test_zoom_changes_the_area_by_its_square():
     masks = torch.zeros(4, 1, 64, 64)
     masks[:, :, 24:40, 24:40] = 1

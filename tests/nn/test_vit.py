@@ -3,8 +3,9 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from negah.nn.vit import Block, ViT
+from negah.nn.vit import Block, ViT, attend
 
 SMALL = {"patch": 4, "dim": 32, "depth": 3, "heads": 4, "grid": (6, 6)}
 
@@ -183,3 +184,15 @@ def test_every_parameter_but_the_mask_token_learns():
     (out.cls.square().sum() + out.patches.square().sum() + out.registers.square().sum()).backward()
     still = [name for name, parameter in vit.named_parameters() if parameter.grad is None]
     assert still == ["mask_token"]
+
+
+def test_attention_written_out_for_bf16_training_on_a_cpu_is_the_fused_one():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 17, 8, generator=generator).bfloat16().requires_grad_() for _ in range(3))
+    wanted = torch.randn(2, 3, 17, 8, generator=generator)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    theirs = torch.autograd.grad((exact * wanted).sum(), (q, k, v))
+    ours = torch.autograd.grad((attend(q, k, v) * wanted).sum(), (q, k, v))
+    torch.testing.assert_close(attend(q, k, v).double(), exact, rtol=0, atol=0.02)  # a few units of bfloat16
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.double(), other.double(), rtol=0, atol=0.05)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from negah.errors import WeightsError
-from negah.probe.detector import Detector, load, save
+from negah.probe.detector import Detector, in_bf16, load, save
 
 
 def images(side: int = 104) -> torch.Tensor:
@@ -30,6 +30,18 @@ def test_half_precision_halves_the_file_and_hardly_moves_the_reading(tmp_path):
     sizes = [(tmp_path / f"{n}.safetensors").stat().st_size for n in ("half", "full")]
     assert sizes[0] < 0.6 * sizes[1]
     assert torch.allclose(load(tmp_path / "half.safetensors")(images()).logit, detector(images()).logit, atol=0.05)
+
+
+def test_a_bf16_copy_says_nearly_the_same_and_leaves_the_original_alone():
+    detector = Detector.random(depth=2)
+    state = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
+    fast = in_bf16(detector)
+    assert fast.backbone.blocks[0].attn.qkv.weight.dtype == torch.bfloat16  # pyright: ignore
+    assert fast.head.classifier.weight.dtype == torch.float32  # the logit is not rounded to eight bits
+    slow, quick = detector(images()), fast(images())
+    assert torch.allclose(slow.logit, quick.logit, atol=0.1) and not torch.equal(slow.logit, quick.logit)
+    for name, tensor in detector.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name])
 
 
 def test_it_reads_uint8_and_unit_floats_alike_at_several_sizes():

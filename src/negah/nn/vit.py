@@ -158,9 +158,10 @@ class ViT(nn.Module):
         return torch.cat([cls, self.register_tokens.expand(x.shape[0], -1, -1), x], dim=1)
 
     def normalise(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
-        dtype = self.patch_embed.proj.weight.dtype
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        return ((pixels - self.mean.float()) / self.std.float()).to(dtype)
+        mean, std = self.mean.float(), self.std.float()
+        scale = 1 / (255 * std) if images.dtype == torch.uint8 else 1 / std
+        # One pass over the pixels, which are the largest tensor of a small model.
+        return torch.addcmul(-mean / std, images.float(), scale).to(self.patch_embed.proj.weight.dtype)
 
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 token dim"]:
         """Position embeddings for a grid of rows x columns patches, CLS first."""
@@ -238,7 +239,7 @@ class SelfAttention(nn.Module):
     def heads_of(self, x: Float[Tensor, "batch token dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, values, each [batch, head, token, dim / heads]."""
         b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x.to(self.qkv.weight.dtype)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
@@ -246,13 +247,27 @@ class SelfAttention(nn.Module):
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch token dim"]:
         """What each query collects, back in the width of the tokens."""
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
     def weights(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch head query key"]:
         """softmax(q k^T / sqrt(d)), materialised."""
         q, k, _ = self.heads_of(x)
         return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+
+
+def attend(
+    q: Float[Tensor, "batch head query width"],
+    k: Float[Tensor, "batch head key width"],
+    v: Float[Tensor, "batch head key width"],
+) -> Float[Tensor, "batch head query width"]:
+    """softmax(q k^T / sqrt(d)) v, fused.
+
+    Written out where bfloat16 is trained on a CPU: the backward pass of PyTorch's fused kernel takes several times as
+    long there as plain matrix products, which keep the weights of all pairs in memory instead.
+    """
+    if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Mlp(nn.Module):
@@ -264,7 +279,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
 
 
 class SwiGLU(nn.Module):
@@ -276,7 +291,7 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        gate, value = self.w12(x).chunk(2, dim=-1)
+        gate, value = self.w12(x.to(self.w12.weight.dtype)).chunk(2, dim=-1)
         return self.w3(F.silu(gate) * value)
 
 

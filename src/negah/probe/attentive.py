@@ -54,8 +54,7 @@ class AttentiveHead(nn.Module):
         q, k, v = block.attn.heads_of(block.norm1(tokens))
         y = tokens + block.attn.mixed(q, k, v)
         y = y + block.mlp(block.norm2(y))
-        # The last step may be more precise than the rest, see `probe.detector.in_bf16`.
-        out = self.classifier(self.norm(y.to(self.norm.weight.dtype))).squeeze(-1)
+        out = self.classifier(self.norm(y)).squeeze(-1)
         return Reading(out[:, 0], cls_attention(q, k), out[:, 1:])
 
 

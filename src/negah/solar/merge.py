@@ -89,6 +89,9 @@ def components(pieces: Iterable[Strip], *, level: float = LEVEL) -> Iterator[Com
     for piece in pieces:
         with np.errstate(invalid="ignore"):
             mask = piece.fraction >= level  # NaN compares as False
+        if not open_ and not mask.any():  # most of the world: nothing ends here and nothing begins
+            edge = np.zeros(mask.shape[1], np.int64)
+            continue
         labels, count = cast(tuple[ndarray, int], ndimage.label(mask, CORNERS_TOUCH))
         labels = np.where(labels > 0, labels + total, 0)
         parent = {label: label for label in [*open_, *range(total + 1, total + count + 1)]}
