@@ -3,12 +3,13 @@
     python benchmarks/duke_grouped.py --work runs/duke             # all folds one after the other, then the result
     python benchmarks/duke_grouped.py --work runs/duke --fold 2    # one fold (a run that was stopped continues)
 
-Duke tiles, five folds that keep overlapping tiles together, unlabelled ones included; in each fold the second stage, teacher and detector, runs anew on the other four.  The first stage sees no Duke tile, so it is the same in all
-folds and runs once (--work keeps it).  Beside it, on the same folds: image statistics with a logistic regression.
-A fold's threshold is chosen on the other folds' held-out predictions.  Rates on UC Merced and Jiangsu are of pictures
-and places kept aside from both stages.  Sim-to-real is a detector trained on nothing but generated scenes, tested on
-all labelled Duke tiles.  Coarser imagery is imitated by shrinking the test tiles and enlarging them again, as a survey
-does with pixels larger than the model's.
+Duke tiles, five folds that keep overlapping tiles together, unlabelled ones included; in each fold the second stage,
+teacher and detector, runs anew on the other four.  The first stage sees no Duke tile, so it is the same in all folds
+and runs once (--work keeps it).  Beside it, on the same folds: image statistics with a logistic regression.  A fold's
+threshold is chosen on the other folds' held-out predictions.  Rates on UC Merced and Jiangsu are of pictures and places
+kept aside from both stages.  Sim-to-real is a detector trained on nothing but generated scenes, tested on all labelled
+Duke tiles.  Coarser imagery is imitated by shrinking the test tiles and enlarging them again, as a survey does with
+pixels larger than the model's.
 
 Fold 0 was the validation set: the recipe was chosen by the AUC there and by nothing else.  So the pooled figure is also
 given for folds 1 to 4, which no choice has seen.
