@@ -7,7 +7,7 @@ import pyproj
 import pytest
 import shapely
 from affine import Affine
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
@@ -55,6 +55,7 @@ def test_windows_are_the_same_ground_whatever_the_pixels(size, pixel_m, expected
 
 
 @given(st.integers(1, 5000), st.floats(0.05, 3.0), st.floats(0, 0.89))
+@example(15, 2.125, 0.0)
 def test_windows_leave_nothing_out_and_cells_are_covered(size, pixel_m, overlap):
     axis = axis_of(size, pixel_m, INFO, patch=8, overlap=overlap)
     assert axis.starts.tolist() == starts(size, axis.window, axis.stride)

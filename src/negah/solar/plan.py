@@ -69,7 +69,9 @@ class Axis:
     @cached_property
     def cell_edges(self) -> Float[ndarray, " edge"]:
         """Edges of the cells in source pixels, the last cut off at the raster's edge."""
-        return np.minimum(np.arange(self.cell_count + 1) * self.cell, self.size)
+        edges = np.minimum(np.arange(self.cell_count + 1) * self.cell, self.size)
+        edges[-1] = self.size  # despite rounding: 13 times 15 / 13 is less than 15
+        return edges
 
     @cached_property
     def cell_centres(self) -> Float[ndarray, " cell"]:

@@ -1,6 +1,6 @@
 """The loop of a survey: windows are read ahead by threads, scored batch by batch, and committed to the ledger.
 
-    plan -> chunks -> [read]*threads -> score -> ledger
+    plan -> chunks -> [read]*threads -> [score]*streams -> ledger
 
 Only the plan decides what shares a batch, and chunks are committed in order, so the loop can be killed at any moment
 and started again.  Nothing a file contains can end it: what cannot be read is recorded with the reason.
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -31,7 +32,11 @@ from negah.solar.regions import Region
 Scorer = Callable[[UInt8[Tensor, "batch 3 h w"]], Reading]
 """Anything with the detector's contract; it is called in inference mode, with images on `device`."""
 
+Scored = tuple[list[Window], list[tuple[int, str, int, str]]]
+"""Ledger rows of a chunk: its windows, and what failed."""
+
 AHEAD = 3  # chunks that may be read before they are scored: the bound on memory
+STREAMS = 8  # chunks that are scored at a time, at most
 PER_TASK = 8  # windows per reading task: enough to hide the queue's cost, few enough to keep the threads even
 
 
@@ -84,17 +89,37 @@ def score(
     device = torch.device(device)
     done = ledger.finished
     progress(done, plan.windows)
+    # On CPUs one stream a core: small matrices gain little from sharing one, and lose much by waiting for each other.
+    cores = torch.get_num_threads()
+    streams = min(cores, STREAMS) if device.type == "cpu" else 1
+
+    def task(chunk: Chunk, loaded: Loaded) -> Scored:
+        with torch.inference_mode():
+            return _score_chunk(chunk, loaded, scorers, measure, patch=patch, device=device)
+
     with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, cores)
         readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
-        stack.enter_context(torch.inference_mode())
+        pool = stack.enter_context(ThreadPoolExecutor(streams, "score", torch.set_num_threads, (cores // streams,)))
         began = time.monotonic()
-        for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
-            windows, failed = _score_chunk(chunk, loaded, scorers, measure, patch=patch, device=device)
+        waiting: deque[tuple[Chunk, Future[Scored]]] = deque()
+
+        def commit() -> None:
+            nonlocal done, began
+            chunk, scored = waiting.popleft()
+            windows, failed = scored.result()
             now = time.monotonic()
             ledger.commit(windows, failed, now - began)
             began = now
             done += len(chunk)
             progress(done, plan.windows)
+
+        for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
+            waiting.append((chunk, pool.submit(task, chunk, loaded)))
+            if len(waiting) > streams:
+                commit()
+        while waiting:
+            commit()
 
 
 def fast_bf16(device: torch.device | str) -> bool:
