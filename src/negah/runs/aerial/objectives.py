@@ -16,7 +16,7 @@ arXiv:1412.6550):
 with p, p_j, f_j the teacher's probability, patch probabilities and features, t_j the detector's tokens.
 """
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from negah.probe.detector import Detector
 from negah.runs.aerial.tiles import Batch
 from negah.train.ema import EMA
 from negah.train.objective import Objective
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class TeacherReading(NamedTuple):
@@ -67,10 +69,12 @@ class Teacher(nn.Module):
         return TeacherReading(logit, self.patch(features).squeeze(-1), features)
 
 
-class Detection(Objective):
+class Detection(Objective, Generic[Net]):
     """The truth alone, for a teacher or a detector; the average of the weights is what is kept."""
 
-    def __init__(self, model: nn.Module, *, dense: float = 2.0, momentum: float = 0.998):
+    model: Net
+
+    def __init__(self, model: Net, *, dense: float = 2.0, momentum: float = 0.998):
         super().__init__()
         self.model = model
         self.dense = dense
@@ -95,7 +99,7 @@ class Detection(Objective):
         self.average.update(self.model, progress)
 
 
-class Distillation(Detection):
+class Distillation(Detection[Detector]):
     """The truth, and what the teacher says of the same views; the teacher itself does not change."""
 
     def __init__(self, detector: Detector, teacher: Teacher, *, features: float = 1.0, **options):

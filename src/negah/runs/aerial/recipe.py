@@ -13,23 +13,22 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import nn
 
 from negah.nn.mimetic import mimetic_
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo
-from negah.runs.aerial.objectives import Detection, Distillation, Teacher
+from negah.runs.aerial.objectives import Detection, Distillation, Net, Teacher
 from negah.runs.aerial.tiles import GSD_M, PATCH_PX, WINDOW_PX, Elsewhere, Mixture, Tiles, with_panels
 from negah.train.batches import Batches
 from negah.train.fit import fit
 
 CHIP_PX = 72  # side of the first stage's views
 BATCH = 64
-MILD = {"strength": 0.4, "exact": 0.5}  # views of the second stage, see `Mixture`
+STRENGTH, EXACT = 0.4, 0.5  # of the second stage's views, see `Mixture`
 ASIDE = 4  # the Duke fold that the bundled model was not trained on
 
 
@@ -69,11 +68,11 @@ def second_stage(
         replace(elsewhere.drawn, share=0.03),
         replace(elsewhere.generated, share=0.07),
     ]
-    teacher = train(Detection(copy.deepcopy(pair.teacher)), sources, steps=round(1000 * scale), lr=2e-3, **MILD,
-                    seed=seed + 1, out=out and out / "teacher")  # fmt: skip
+    teacher = train(Detection(copy.deepcopy(pair.teacher)), sources, steps=round(1000 * scale), lr=2e-3,
+                    strength=STRENGTH, exact=EXACT, seed=seed + 1, out=out and out / "teacher")  # fmt: skip
     objective = Distillation(copy.deepcopy(pair.detector), copy.deepcopy(teacher))
-    detector = train(objective, [*sources, replace(unlabelled, share=0.2)], steps=round(600 * scale), lr=1e-3, **MILD,
-                     seed=seed + 1, out=out and out / "detector")  # fmt: skip
+    detector = train(objective, [*sources, replace(unlabelled, share=0.2)], steps=round(600 * scale), lr=1e-3,
+                     strength=STRENGTH, exact=EXACT, seed=seed + 1, out=out and out / "detector")  # fmt: skip
     return Pair(detector, teacher)
 
 
@@ -84,9 +83,9 @@ def scenes_only(elsewhere: Elsewhere, *, steps: int = 1000, seed: int = 0, out: 
 
 
 def train(
-    objective: Detection, sources: Sequence[Tiles], *, steps: int, lr: float, side: int = WINDOW_PX, batch: int = BATCH,
-    strength: float = 1.0, exact: float = 0.0, seed: int = 0, out: Path | None = None,
-) -> nn.Module:  # fmt: skip
+    objective: Detection[Net], sources: Sequence[Tiles], *, steps: int, lr: float, side: int = WINDOW_PX,
+    batch: int = BATCH, strength: float = 1.0, exact: float = 0.0, seed: int = 0, out: Path | None = None,
+) -> Net:  # fmt: skip
     """One run: the objective's network is trained in place, and the average of its weights is returned."""
     mixture = Mixture(sources, side=side, strength=strength, exact=exact)
     objective.model.requires_grad_()  # an average, as an earlier stage returns it, asks for no gradient
@@ -95,7 +94,7 @@ def train(
         objective, batches, steps=steps, lr=lr, weight_decay=0.05, warmup=min(200, steps // 10), clip=1.0,
         precision="bf16", seed=seed, out=out, checkpoint_every=500,
     )  # fmt: skip
-    return objective.average.model.eval()
+    return cast(Net, objective.average.model.eval())
 
 
 def new_teacher(*, seed: int = 0, widths: tuple[int, int, int] = (48, 96, 192)) -> Teacher:
