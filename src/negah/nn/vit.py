@@ -158,10 +158,10 @@ class ViT(nn.Module):
         return torch.cat([cls, self.register_tokens.expand(x.shape[0], -1, -1), x], dim=1)
 
     def normalise(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         mean, std = self.mean.float(), self.std.float()
-        scale = 1 / (255 * std) if images.dtype == torch.uint8 else 1 / std
         # One pass over the pixels, which are the largest tensor of a small model.
-        return torch.addcmul(-mean / std, images.float(), scale).to(self.patch_embed.proj.weight.dtype)
+        return torch.addcmul(-mean / std, pixels, 1 / std).to(self.patch_embed.proj.weight.dtype)
 
     def positions(self, rows: int, columns: int) -> Float[Tensor, "1 token dim"]:
         """Position embeddings for a grid of rows x columns patches, CLS first."""
