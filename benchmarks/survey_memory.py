@@ -1,4 +1,4 @@
-"""Claim: the memory of `negah survey` does not grow with the raster.
+"""Claim: the memory of `negah survey` hardly grows with the raster.
 
     python benchmarks/survey_memory.py --work runs/memory      # --work keeps the towns, which take minutes to draw
 
