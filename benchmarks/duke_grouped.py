@@ -12,8 +12,8 @@ Duke tiles.  Coarser imagery is imitated by shrinking the test tiles and enlargi
 pixels larger than the model's.
 
 Fold 0 was the validation set of this recipe, so the pooled figure is also given for folds 1 to 4.  They are not quite
-untouched: the initialisation had been chosen earlier, partly by the AUC on a sample of Duke tiles from all folds, and the
-AUC of a teacher on fold 4 was seen while the folds ran, after which nothing was chosen.
+untouched: the initialisation had been chosen earlier, partly by the AUC on a sample of Duke tiles from all folds, and
+the AUC of a teacher on fold 4 was seen while the folds ran, after which nothing was chosen.
 """
 
 import argparse
