@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -57,9 +57,10 @@ class Pixels(NamedTuple):
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
-def gdal_settings(*, remote: bool = False) -> rasterio.Env:
-    """The context in which GDAL opens files and reads them."""
-    settings = {key: value for key, value in GDAL.items() if key not in os.environ}
+def gdal_settings(*, remote: bool = False, cache: int | None = None) -> rasterio.Env:
+    """The context in which GDAL opens files and reads them.  cache: bytes of decoded blocks that it keeps meanwhile."""
+    wanted: dict[str, Any] = GDAL if cache is None else {**GDAL, "GDAL_CACHEMAX": cache}
+    settings = {key: value for key, value in wanted.items() if key not in os.environ}
     if not remote:
         # beside a local file, sidecars (.ovr, .msk, .aux.xml, world files) are looked for; on a server that is slow
         settings.pop("GDAL_DISABLE_READDIR_ON_OPEN", None)

@@ -60,10 +60,12 @@ from negah.solar.survey import Measure, fast_bf16, score
 M2_PER_KW = 7.29
 """Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
-BATCHES = {"cpu": 32}  # windows per batch, 256 on accelerators; part of the fingerprint
+BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
 MAPS = 12  # overviews in the report: each reads its source once more
 OUTLINES = 5000  # panels that an overview draws, the largest
 MAP_PIXELS = 1400  # along an overview's longer side
+MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory
+MAP_CACHE = 2**25  # bytes of decoded blocks meanwhile: a row of them, since it is read once from top to bottom
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram
@@ -466,7 +468,7 @@ def _overviews(
     for count, source in enumerate(sorted(shown, key=lambda s: s.position)):
         progress("report", count, len(shown))
         try:
-            with sources[source.position].open() as raster:
+            with gdal_settings(cache=MAP_CACHE), sources[source.position].open() as raster:
                 image = overview_image(raster, longest=MAP_PIXELS)
         except (NegahError, OSError):
             continue  # it is among the failures already, or it went away since it was scored
@@ -492,7 +494,7 @@ def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
     shrink = max(1.0, max(raster.width, raster.height) / longest)
     height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
     image = np.zeros((height, width, 3), np.uint8)
-    step = 64
+    step = max(1, int(MAP_READ / raster.width / shrink))
     for top in range(0, height, step):
         end = min(top + step, height)
         first, last = round(top * raster.height / height), round(end * raster.height / height)
