@@ -14,6 +14,7 @@ from negah.runs.aerial.tiles import (
     Mixture,
     Tiles,
     background,
+    cross,
     duke,
     masked,
     with_panels,
@@ -75,6 +76,24 @@ def test_sources_are_drawn_by_their_shares():
     mixture = Mixture([replace(tiles([0] * 50), share=0.25), replace(tiles([1] * 10), share=0.75)], side=104)
     order = torch.cat([mixture.order(torch.Generator().manual_seed(s)) for s in range(40)])
     assert abs(float((order >= 50).float().mean()) - 0.75) < 0.03
+
+
+def test_a_crossed_view_shows_whole_patches_of_another_and_knows_what_both_knew():
+    n = 200
+    views = (torch.arange(n).float() / n).view(n, 1, 1, 1).expand(n, 3, 104, 104)
+    fraction = (torch.arange(n).float() / n).view(n, 1).expand(n, 169)
+    labels = torch.tensor([MASKED, 0, 1, UNLABELLED]).repeat(n // 4)
+    crossed, mixed, known = cross(views, fraction, labels, share=0.5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(crossed[:, 0].unfold(1, 8, 8).unfold(2, 8, 8).amax((3, 4)).flatten(1), mixed)  # pixels and truth
+    assert torch.equal(crossed[:, 0].unfold(1, 8, 8).unfold(2, 8, 8).amin((3, 4)).flatten(1), mixed)
+    changed = (mixed != fraction).any(1)
+    assert 0.35 < changed.float().mean() < 0.65
+    assert torch.equal(known[~changed], labels[~changed])
+    other = fraction.roll(-1, 0)
+    assert torch.equal(mixed[changed], torch.where(mixed == fraction, fraction, other)[changed])
+    said = {int(label): set(known[changed & (labels == label)].tolist()) for label in labels.unique()}
+    # the next of a masked view has no panel; of one without panels, an unknown number; of an unlabelled one, a mask
+    assert said == {MASKED: {MASKED}, 0: {UNLABELLED}, 1: {UNLABELLED}, UNLABELLED: {UNLABELLED}}
 
 
 def test_teacher_and_detector_speak_of_the_same_patches():

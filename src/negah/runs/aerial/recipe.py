@@ -4,7 +4,9 @@
    onto them, and generated scenes, on chips of part of the side, which cost half; first the teacher, then the detector
    under that teacher;
 2. with the labelled tiles (Duke), on whole windows: the same sources, the labelled tiles, panels drawn onto labelled
-   tiles that have none, and, for the detector under the second teacher, unlabelled tiles of the region.
+   tiles that have none, and, for the detector, unlabelled tiles of the region.  It goes twice through teacher and
+   detector, each time from where they were and with the learning rate raised again (warm restarts, Loshchilov & Hutter
+   2016, arXiv:1608.03983); in the second round half of the detector's views hold a piece of another.
 
 The first stage is the same for whatever tiles of the region are known, so folds share it.
 """
@@ -12,6 +14,7 @@ The first stage is the same for whatever tiles of the region are known, so folds
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -26,9 +29,19 @@ from negah.runs.aerial.tiles import GSD_M, PATCH_PX, WINDOW_PX, Elsewhere, Mixtu
 from negah.train.batches import Batches
 from negah.train.fit import fit
 
+
+class Steps(NamedTuple):
+    """Of one round of the second stage.  crossed: share of the detector's views that hold a piece of another."""
+
+    teacher: int
+    detector: int
+    crossed: float = 0.0
+
+
 CHIP_PX = 72  # side of the first stage's views
 BATCH = 64
 STRENGTH, EXACT = 0.4, 0.5  # of the second stage's views, see `Mixture`
+ROUNDS = (Steps(teacher=1000, detector=600), Steps(teacher=1200, detector=1000, crossed=0.5))  # of the second stage
 ASIDE = 4  # the Duke fold that the bundled model was not trained on
 
 
@@ -68,12 +81,16 @@ def second_stage(
         replace(elsewhere.drawn, share=0.03),
         replace(elsewhere.generated, share=0.07),
     ]
-    teacher = train(Detection(copy.deepcopy(pair.teacher)), sources, steps=round(1000 * scale), lr=2e-3,
-                    strength=STRENGTH, exact=EXACT, seed=seed + 1, out=out and out / "teacher")  # fmt: skip
-    objective = Distillation(copy.deepcopy(pair.detector), copy.deepcopy(teacher))
-    detector = train(objective, [*sources, replace(unlabelled, share=0.2)], steps=round(600 * scale), lr=1e-3,
-                     strength=STRENGTH, exact=EXACT, seed=seed + 1, out=out and out / "detector")  # fmt: skip
-    return Pair(detector, teacher)
+    for number, steps in enumerate(ROUNDS, 1):
+        learn = partial(train, strength=STRENGTH, exact=EXACT, seed=seed + number)
+        folder = out and out / f"round{number}"
+        teacher = learn(Detection(copy.deepcopy(pair.teacher)), sources, steps=round(steps.teacher * scale), lr=2e-3,
+                        out=folder and folder / "teacher")  # fmt: skip
+        objective = Distillation(copy.deepcopy(pair.detector), copy.deepcopy(teacher))
+        detector = learn(objective, [*sources, replace(unlabelled, share=0.2)], steps=round(steps.detector * scale),
+                         lr=1e-3, crossed=steps.crossed, out=folder and folder / "detector")  # fmt: skip
+        pair = Pair(detector, teacher)
+    return pair
 
 
 def scenes_only(elsewhere: Elsewhere, *, steps: int = 1000, seed: int = 0, out: Path | None = None) -> Detector:
@@ -84,10 +101,11 @@ def scenes_only(elsewhere: Elsewhere, *, steps: int = 1000, seed: int = 0, out: 
 
 def train(
     objective: Detection[Net], sources: Sequence[Tiles], *, steps: int, lr: float, side: int = WINDOW_PX,
-    batch: int = BATCH, strength: float = 1.0, exact: float = 0.0, seed: int = 0, out: Path | None = None,
+    batch: int = BATCH, strength: float = 1.0, exact: float = 0.0, crossed: float = 0.0, seed: int = 0,
+    out: Path | None = None,
 ) -> Net:  # fmt: skip
     """One run: the objective's network is trained in place, and the average of its weights is returned."""
-    mixture = Mixture(sources, side=side, strength=strength, exact=exact)
+    mixture = Mixture(sources, side=side, strength=strength, exact=exact, crossed=crossed)
     objective.model.requires_grad_()  # an average, as an earlier stage returns it, asks for no gradient
     batches = Batches(mixture, batch, seed=seed, sampler=mixture.order, collate=mixture.collate, workers=1)
     fit(

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -69,10 +69,13 @@ class Mixture:
     """Tiles of several sources as one data set, with the sampler and the collation that `Batches` asks for.
 
     side: of the views, in pixels.  strength: of the changes of colour.  exact: share of views that are not resampled.
+    crossed: share of views that hold a piece of another.
     """
 
-    def __init__(self, sources: Sequence[Tiles], *, side: int, strength: float = 1.0, exact: float = 0.0):
-        self.sources, self.side, self.strength, self.exact = sources, side, strength, exact
+    def __init__(
+        self, sources: Sequence[Tiles], *, side: int, strength: float = 1.0, exact: float = 0.0, crossed: float = 0.0
+    ):
+        self.sources, self.side, self.strength, self.exact, self.crossed = sources, side, strength, exact, crossed
         self.index = [(s, i) for s, source in enumerate(sources) for i in range(len(source.images))]
         self.weights = torch.cat([torch.full((len(s.images),), s.share / len(s.images)) for s in sources])
 
@@ -99,15 +102,43 @@ class Mixture:
             images = images[..., top : top + self.side, left : left + self.side]
             mask = mask[..., top : top + self.side, left : left + self.side]
         views, mask = move(images, mask, size=self.side, generator=generator, exact=self.exact)
+        views = recolour(views, generator=generator, strength=self.strength)
         fraction = F.avg_pool2d(mask, PATCH_PX).flatten(1)
+        if self.crossed:
+            views, fraction, labels = cross(views, fraction, labels, share=self.crossed, generator=generator)
         patches = fraction.sum(1)
         known = labels == MASKED
         present = torch.where(known, (patches >= MIN_PANEL_PATCHES).float(), (labels == 1).float())
         clear = (patches >= MIN_PANEL_PATCHES) | (patches < NO_PANEL_PATCHES)
         asked = torch.where(known, clear, labels != UNLABELLED).float()
         dense = (known | (labels == 0)).float()
-        views = recolour(views, generator=generator, strength=self.strength)
         return Batch(views, fraction, present, asked, dense)
+
+
+def cross(
+    views: Float[Tensor, "batch 3 h w"], fraction: Float[Tensor, "batch patch"], labels: Int[Tensor, " batch"], *,
+    share: float, generator: torch.Generator,
+) -> tuple[Float[Tensor, "batch 3 h w"], Float[Tensor, "batch patch"], Int[Tensor, " batch"]]:  # fmt: skip
+    """CutMix (Yun et al. 2019, arXiv:1905.04899): a rectangle of whole patches comes from the next view of the batch.
+
+    Where the panels of both are known, those of the crossed view are; otherwise it has no label, and only a teacher can
+    say what is in it.
+    """
+    count, side = len(views), views.shape[-1] // PATCH_PX
+    crossed = torch.rand(count, generator=generator) < share
+    first = torch.randint(side - 1, (2, count, 1), generator=generator)
+    extent = torch.randint(3, side, (2, count, 1), generator=generator)
+    place = torch.arange(side)
+    rows, columns = (place >= first) & (place < first + extent)
+    other = rows[:, :, None] & columns[:, None, :] & crossed[:, None, None]
+    pixels = other.repeat_interleave(PATCH_PX, 1).repeat_interleave(PATCH_PX, 2).unsqueeze(1)
+    truth = (labels == MASKED) | (labels == 0)
+    mixed = torch.where(truth & truth.roll(-1), MASKED, UNLABELLED)
+    return (
+        torch.where(pixels, views.roll(-1, 0), views),
+        torch.where(other.flatten(1), fraction.roll(-1, 0), fraction),
+        torch.where(crossed, mixed, labels),
+    )
 
 
 @dataclass(frozen=True)
