@@ -20,22 +20,18 @@ from typing import Literal, NamedTuple
 import geopandas
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from numpy import ndarray
 from safetensors import safe_open
 
 from negah import __version__, probe, weights
-from negah.errors import InputError, NegahError, OutputError, WeightsError
+from negah.errors import InputError, OutputError, WeightsError
 from negah.images.bands import gdal_settings
-from negah.images.raster import Raster
 from negah.images.sources import Source, find_sources
-from negah.images.windows import Box
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.solar.ledger import FILE as LEDGER
-from negah.solar.ledger import Input, Ledger, Window
+from negah.solar.ledger import Input, Ledger
 from negah.solar.merge import LEVEL, Strip, components, strips
 from negah.solar.outputs import (
     NAMES,
@@ -45,28 +41,23 @@ from negah.solar.outputs import (
     Panels,
     discard,
     heatmap_names,
-    read_heat,
     write_failures,
     write_json,
     write_panels,
     write_parcels,
     write_tiles,
 )  # fmt: skip
+from negah.solar.pictures import MAPS, finds, overviews
 from negah.solar.plan import Failure, Plan, PlannedSource, make_plan
 from negah.solar.regions import Region, join, read_polygons, read_region
-from negah.solar.report import Find, Overview, Report, write_report
+from negah.solar.report import Report, write_report
 from negah.solar.survey import Measure, fast_bf16, score
 
 M2_PER_KW = 7.29
 """Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
-MAPS = 12  # overviews in the report: each reads its source once more
 OUTLINES = 5000  # panels that an overview draws, the largest
-MAP_PIXELS = 1400  # along an overview's longer side
-MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory
-MAP_CACHE = 2**25  # bytes of decoded blocks meanwhile: a row of them, since it is read once from top to bottom
-HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram
 LISTED = 20  # most notes of one kind
@@ -242,9 +233,15 @@ def survey(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),
                 threshold=threshold,
-                overviews=_overviews(plan, sources, assembly, made, progress),
-                most_certain=_finds(plan, sources, ledger.most_certain(threshold, FINDS)),
-                least_certain=_finds(plan, sources, ledger.least_certain(threshold, FINDS)),
+                overviews=overviews(
+                    plan,
+                    sources,
+                    made.drawn,
+                    {k: assembly.corner / name for k, name in made.heatmaps.items()},
+                    partial(progress, "report"),
+                ),
+                most_certain=finds(plan, sources, ledger.most_certain(threshold, FINDS)),
+                least_certain=finds(plan, sources, ledger.least_certain(threshold, FINDS)),
                 areas_m2=areas[:: -(-len(areas) // SAMPLE) or 1].tolist(),
                 probabilities=ledger.probabilities(SAMPLE),
                 failures=[(f.source, f.reason) for f in failures],
@@ -452,77 +449,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from error
-
-
-def _overviews(
-    plan: Plan, sources: Sequence[Source], assembly: Assembly, made: _Made, progress: Progress
-) -> list[Overview]:
-    """Maps of the sources with most panels."""
-
-    def area(source: PlannedSource) -> float:
-        return float(made.drawn[source.position].area_m2.sum())
-
-    shown = [s for s in plan.sources if s.position in made.heatmaps]
-    shown = sorted(shown, key=lambda s: (-area(s), s.position))[:MAPS]
-    overviews = []
-    for count, source in enumerate(sorted(shown, key=lambda s: s.position)):
-        progress("report", count, len(shown))
-        try:
-            with gdal_settings(cache=MAP_CACHE), sources[source.position].open() as raster:
-                image = overview_image(raster, longest=MAP_PIXELS)
-        except (NegahError, OSError):
-            continue  # it is among the failures already, or it went away since it was scored
-        scale = image.shape[1] / source.width, image.shape[0] / source.height
-        outlines, labels = [], []
-        for shape, m2, probability in zip(*made.drawn[source.position], strict=True):
-            for polygon in getattr(shape, "geoms", [shape]):
-                outlines.append(np.asarray(polygon.exterior.coords)[:-1, :2] * scale)
-                labels.append(f"{m2:,.0f} m², probability {probability:.2f}")
-        overviews.append(Overview(
-            name=source.name,
-            image=image,
-            heat=read_heat(assembly.corner / made.heatmaps[source.position], band=2, longest=HEAT_CELLS),
-            outlines=outlines,
-            labels=labels,
-            metres_per_px=source.gsd_m / scale[0],
-        ))  # fmt: skip
-    return overviews
-
-
-def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
-    """A whole raster made small, read in bands so that memory does not grow with it."""
-    shrink = max(1.0, max(raster.width, raster.height) / longest)
-    height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
-    image = np.zeros((height, width, 3), np.uint8)
-    step = max(1, int(MAP_READ / raster.width / shrink))
-    for top in range(0, height, step):
-        end = min(top + step, height)
-        first, last = round(top * raster.height / height), round(end * raster.height / height)
-        rgb, valid = raster.read(Box(0, first, raster.width, last - first), (end - top, width))
-        image[top:end] = np.where(valid[..., None], rgb, 255)
-    return image
-
-
-def _finds(plan: Plan, sources: Sequence[Source], windows: list[Window]) -> list[Find]:
-    planned = {s.position: s for s in plan.sources}
-    finds = []
-    for window in windows:
-        source = planned[window.source]
-        box = source.layout.box(window.id - source.first)
-        try:
-            with sources[source.position].open() as raster:
-                rgb, _ = raster.read(box, source.layout.shape)
-        except (NegahError, OSError):
-            continue  # the gallery is a courtesy; the window's figures are in tiles.csv
-        cells = source.layout.y.cells, source.layout.x.cells
-        place = "" if len(source.layout) == 1 else f", column {box.col}, row {box.row}"
-        finds.append(Find(
-            image=rgb,
-            fraction=window.fractions(cells[0] * cells[1]).reshape(cells),
-            caption=f"{source.name}{place}: {window.area_m2:,.1f} m²",
-            probability=float(window.probability or 0),
-        ))  # fmt: skip
-    return finds
 
 
 def _not_looked_at(summary: Summary) -> list[str]:
