@@ -6,6 +6,8 @@ Only the plan decides what shares a batch, and chunks are committed in order, so
 and started again.  Nothing a file contains can end it: what cannot be read is recorded with the reason.
 """
 
+import ctypes
+import sys
 import threading
 import time
 from collections import deque
@@ -101,6 +103,7 @@ def score(
 
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, cores)
+        stack.callback(give_back_memory)
         readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
         pool = stack.enter_context(ThreadPoolExecutor(streams, "score", torch.set_num_threads, (cores // streams,)))
         began = time.monotonic()
@@ -132,6 +135,12 @@ def keep_freed_memory() -> None:
     M_MMAP_THRESHOLD).  Other systems lose nothing by this.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def give_back_memory() -> None:
+    """Return what was kept to the system, once the threads that used it have ended: nobody else can (glibc only)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def fast_bf16(device: torch.device | str) -> bool:
