@@ -8,7 +8,6 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from negah.errors import NegahError
-from negah.images.bands import gdal_settings
 from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.images.windows import Box
@@ -20,7 +19,6 @@ from negah.solar.report import Find, Overview
 MAPS = 12  # overviews in the report: each reads its source once more
 MAP_PIXELS = 1400  # along an overview's longer side
 MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory
-MAP_CACHE = 2**25  # bytes of decoded blocks meanwhile: a row of them, since it is read once from top to bottom
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 
 
@@ -45,7 +43,7 @@ def overviews(
     for count, source in enumerate(sorted(shown, key=lambda s: s.position)):
         progress(count, len(shown))
         try:
-            with gdal_settings(cache=MAP_CACHE), sources[source.position].open() as raster:
+            with sources[source.position].open() as raster:
                 image = overview_image(raster, longest=MAP_PIXELS)
         except (NegahError, OSError):
             continue  # it is among the failures already, or it went away since it was scored
