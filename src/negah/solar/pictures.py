@@ -18,7 +18,8 @@ from negah.solar.report import Find, Overview
 
 MAPS = 12  # overviews in the report: each reads its source once more
 MAP_PIXELS = 1400  # along an overview's longer side
-MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory
+MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory ...
+MAP_ROWS = 512  # ... but at least these rows, the height of common blocks, which would be decoded several times else
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 
 
@@ -69,7 +70,7 @@ def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
     shrink = max(1.0, max(raster.width, raster.height) / longest)
     height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
     image = np.zeros((height, width, 3), np.uint8)
-    step = max(1, int(MAP_READ / raster.width / shrink))
+    step = max(1, int(max(MAP_READ / raster.width, MAP_ROWS) / shrink))
     for top in range(0, height, step):
         end = min(top + step, height)
         first, last = round(top * raster.height / height), round(end * raster.height / height)
