@@ -57,7 +57,7 @@ M2_PER_KW = 7.29
 """Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
-FILES_CACHE = 2**25  # bytes of decoded blocks kept while the files are made: all is read from top to bottom, once
+FILES_CACHE = 2**25  # bytes of decoded blocks kept while the files are made: nearly all is read once, in order
 OUTLINES = 5000  # panels that an overview draws, the largest
 FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram

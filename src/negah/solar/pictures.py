@@ -66,7 +66,7 @@ def overviews(
 
 
 def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
-    """A whole raster made small, read in bands so that memory does not grow with it."""
+    """A whole raster made small, read in bands so that memory does not grow with its height."""
     shrink = max(1.0, max(raster.width, raster.height) / longest)
     height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
     image = np.zeros((height, width, 3), np.uint8)
