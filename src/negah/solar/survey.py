@@ -130,8 +130,9 @@ def score(
 def keep_freed_memory() -> None:
     """Let the process keep what a batch frees for the next one, up to some tens of megabytes.
 
-    glibc returns large blocks to the system at once, and every batch would have its pages made anew.  It stops doing so for blocks up to the largest that was ever freed, 32 MB at most (mallopt(3), on
-    M_MMAP_THRESHOLD).  Other systems lose nothing by this.
+    glibc returns large blocks to the system at once, and every batch would have its pages made anew.  It stops doing so
+    for blocks up to the largest that was ever freed, 32 MB at most (mallopt(3), on M_MMAP_THRESHOLD).  Other systems
+    lose nothing by this.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
