@@ -37,6 +37,24 @@ def test_a_reading_does_not_depend_on_the_other_images():
         assert torch.allclose(a[2:3], b, atol=1e-6)
 
 
+def test_only_the_patches_of_images_above_a_probability_are_read():
+    torch.manual_seed(0)
+    head, x = AttentiveHead(32, heads=4).eval(), tokens(6)
+    torch.nn.init.normal_(head.classifier.weight)  # so that images differ
+    with torch.no_grad():
+        whole = head(x)
+    probability = whole.logit.sigmoid()
+    above = float(probability.sort().values[2:4].mean())
+    some = head(x, above=above)
+    assert torch.allclose(some.logit, whole.logit, atol=1e-6)
+    assert torch.equal(some.attention, whole.attention)
+    found = probability >= above
+    assert int(found.sum()) == 3
+    assert torch.allclose(some.patch_logits[found], whole.patch_logits[found], atol=1e-5)
+    assert (some.patch_logits[~found] == -torch.inf).all()
+    assert (head(x, above=1.0).patch_logits == -torch.inf).all()
+
+
 def test_pooled_evidence_is_the_mean_of_the_strongest_patches():
     logits = torch.arange(40.0).reshape(2, 20)
     assert torch.equal(pooled_evidence(logits, share=0.1), torch.tensor([18.5, 38.5]))

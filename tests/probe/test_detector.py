@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from negah.errors import WeightsError
+from negah.nn import packed
 from negah.probe.detector import Detector, in_bf16, load, save
 
 
@@ -42,6 +43,14 @@ def test_a_bf16_copy_says_nearly_the_same_and_leaves_the_original_alone():
     assert torch.allclose(slow.logit, quick.logit, atol=0.1) and not torch.equal(slow.logit, quick.logit)
     for name, tensor in detector.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, state[name])
+
+
+def test_a_bf16_copy_does_without_the_packed_operators(monkeypatch):
+    monkeypatch.setattr(packed, "available", lambda: False)
+    detector = Detector.random(depth=2)
+    fast = in_bf16(detector)
+    assert isinstance(fast.head.block.attn.qkv, torch.nn.Linear)
+    assert torch.allclose(detector(images()).logit, fast(images()).logit, atol=0.1)
 
 
 def test_it_reads_uint8_and_unit_floats_alike_at_several_sizes():

@@ -52,7 +52,7 @@ class Bright(Detector):
 
     patch = 8  # pyright: ignore[reportAssignmentType]
 
-    def forward(self, images):
+    def forward(self, images, *, above=None):
         mean = nn.functional.avg_pool2d(images.float() / 255, 8).mean(1).flatten(1)
         evidence = torch.logit(mean, eps=1e-6)
         n = evidence.shape[1]

@@ -26,7 +26,7 @@ class Reading(NamedTuple):
 
     logit: Float[Tensor, " batch"]  # presence of a panel; sigmoid gives the probability
     attention: Float[Tensor, "batch head patch"]  # CLS query over patches; the rest up to 1 is CLS on itself
-    patch_logits: Float[Tensor, "batch patch"]  # evidence of panel in each patch
+    patch_logits: Float[Tensor, "batch patch"]  # evidence of panel in each patch; -inf where it was not asked for
 
 
 class AttentiveHead(nn.Module):
@@ -48,14 +48,35 @@ class AttentiveHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Float[Tensor, "batch token dim"]) -> Reading:
-        """Tokens as [CLS, patches], after the backbone's final norm."""
-        block = self.block
-        q, k, v = block.attn.heads_of(block.norm1(tokens))
-        y = tokens + block.attn.mixed(q, k, v)
-        y = y + block.mlp(block.norm2(y))
-        out = self.classifier(self.norm(y)).squeeze(-1)
-        return Reading(out[:, 0], cls_attention(q, k), out[:, 1:])
+    def forward(self, tokens: Float[Tensor, "batch token dim"], *, above: float | None = None) -> Reading:
+        """Tokens as [CLS, patches], after the backbone's final norm.
+
+        above: probability below which an image's patches are not read: their logits are -inf, no panel.  Most windows
+        of a survey hold none, and nearly all of the layer's cost is its patches.
+        """
+        q, k, v = self.block.attn.heads_of(self.block.norm1(tokens))
+        attention = cls_attention(q, k)
+        if above is None:
+            out = self.out(tokens, q, k, v)
+            return Reading(out[:, 0], attention, out[:, 1:])
+        logit = self.out(tokens[:, :1], q[:, :, :1], k, v).squeeze(1)
+        patch_logits = logit.new_full((tokens.shape[0], tokens.shape[1] - 1), -torch.inf)
+        found = logit.float().sigmoid() >= above
+        if found.any():
+            patch_logits[found] = self.out(tokens[found, 1:], q[found, :, 1:], k[found], v[found])
+        return Reading(logit, attention, patch_logits)
+
+    def out(
+        self,
+        tokens: Float[Tensor, "batch query dim"],
+        q: Float[Tensor, "batch head query width"],
+        k: Float[Tensor, "batch head key width"],
+        v: Float[Tensor, "batch head key width"],
+    ) -> Float[Tensor, "batch query"]:
+        """The layer's and the classifier's output for these tokens, whose queries are q."""
+        y = tokens + self.block.attn.mixed(q, k, v)
+        y = y + self.block.mlp(self.block.norm2(y))
+        return self.classifier(self.norm(y)).squeeze(-1)
 
 
 def cls_attention(

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from negah.errors import WeightsError
-from negah.nn.vit import ViT
+from negah.nn import packed
+from negah.nn.vit import Block, ViT
 from negah.probe.attentive import AttentiveHead, Reading
 from negah.weights.files import bundled_path
 
@@ -55,9 +56,12 @@ class Detector(nn.Module):
         """Side of a patch in pixels."""
         return self.backbone.patch
 
-    def forward(self, images: Num[Tensor, "batch 3 h w"]) -> Reading:
-        """Images as uint8 or float in [0, 1] at `info.gsd_m`; h and w multiples of the patch."""
-        return self.head(self.backbone.tokens(images))
+    def forward(self, images: Num[Tensor, "batch 3 h w"], *, above: float | None = None) -> Reading:
+        """Images as uint8 or float in [0, 1] at `info.gsd_m`; h and w multiples of the patch.
+
+        above: probability below which the patches of an image are not read, see `AttentiveHead.forward`.
+        """
+        return self.head(self.backbone.tokens(images), above=above)
 
     @classmethod
     def random(
@@ -78,13 +82,16 @@ def in_bf16(detector: Detector) -> Detector:
 
     What the blocks add to stays in fp32, and so do norms, patch embedding and classifier: their cost is small, and
     rounding the sum in every block would move probabilities several times as far.  Converted weights, not autocast,
-    which converts every weight again for every batch.
+    which converts every weight again for every batch.  On CPUs the copy is for inference only, see `negah.nn.packed`.
     """
     fast = copy.deepcopy(detector)
     for block in (*fast.backbone.blocks, fast.head.block):
+        assert isinstance(block, Block)
         for layer in block.modules():
             if isinstance(layer, nn.Linear):
                 layer.to(torch.bfloat16)
+        if next(block.parameters()).device.type == "cpu" and packed.available():
+            packed.pack(block)
     return fast
 
 

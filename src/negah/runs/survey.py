@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -230,19 +231,18 @@ def survey(
                 "m2 per kW": f"{options.m2_per_kw:g}",
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }
+            with ThreadPoolExecutor(1, "overviews") as pool:
+                heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
+                maps = pool.submit(overviews, plan, sources, made.drawn, heatmaps, partial(progress, "report"))
+                most_certain = finds(plan, sources, ledger.most_certain(threshold, FINDS))
+                least_certain = finds(plan, sources, ledger.least_certain(threshold, FINDS))
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),
                 threshold=threshold,
-                overviews=overviews(
-                    plan,
-                    sources,
-                    made.drawn,
-                    {k: assembly.corner / name for k, name in made.heatmaps.items()},
-                    partial(progress, "report"),
-                ),
-                most_certain=finds(plan, sources, ledger.most_certain(threshold, FINDS)),
-                least_certain=finds(plan, sources, ledger.least_certain(threshold, FINDS)),
+                overviews=maps.result(),
+                most_certain=most_certain,
+                least_certain=least_certain,
                 areas_m2=areas[:: -(-len(areas) // SAMPLE) or 1].tolist(),
                 probabilities=ledger.probabilities(SAMPLE),
                 failures=[(f.source, f.reason) for f in failures],

@@ -15,7 +15,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import islice
 
 import numpy as np
@@ -304,10 +304,12 @@ def _all_chunks(plan: Plan, batch: int, region: Region | None) -> Iterator[Chunk
         yield chunk
 
 
+@lru_cache(maxsize=256)
 def axis_of(size: int, pixel_m: float, info: DetectorInfo, *, patch: int, overlap: float) -> Axis:
     """Windows along an axis of `size` pixels that are `pixel_m` metres long.
 
     A raster shorter than a window gives one window of its own size, whose input is as many patches as it takes.
+    Thousands of tiles of one size share one axis, and what it computes of its cells.
     """
     side = max(1, round(info.window_px * info.gsd_m / pixel_m))
     if size <= side:

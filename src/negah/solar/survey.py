@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
-from torch import Tensor
 
 from negah.images.raster import Raster
 from negah.images.sources import Source
@@ -31,8 +30,8 @@ from negah.solar.ledger import Ledger, Window, pack
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
 from negah.solar.regions import Region
 
-Scorer = Callable[[UInt8[Tensor, "batch 3 h w"]], Reading]
-"""Anything with the detector's contract; it is called in inference mode, with images on `device`."""
+Scorer = Callable[..., Reading]
+"""Anything with the contract of `Detector.forward`; it is called in inference mode, with uint8 images on `device`."""
 
 Scored = tuple[list[Window], list[tuple[int, str, int, str]]]
 """Ledger rows of a chunk: its windows, and what failed."""
@@ -276,7 +275,8 @@ def _score_chunk(
     if len(unusable) < count:
         # Unusable windows stay in the batch, black: its shape, and with it every bit of the others, is the plan's.
         images = torch.from_numpy(loaded.rgb).to(device).permute(0, 3, 1, 2)
-        found = mean_footprint([footprint(scorer(images), threshold=measure.threshold) for scorer in scorers])
+        least = measure.threshold
+        found = mean_footprint([footprint(scorer(images, above=least), threshold=least) for scorer in scorers])
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         for place, share in loaded.valid.items():
             fraction[place] *= share

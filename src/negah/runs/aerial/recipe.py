@@ -5,8 +5,9 @@
    under that teacher;
 2. with the labelled tiles (Duke), on whole windows: the same sources, the labelled tiles, panels drawn onto labelled
    tiles that have none, and, for the detector, unlabelled tiles of the region.  It goes twice through teacher and
-   detector, each time from where they were and with the learning rate raised again (warm restarts, Loshchilov & Hutter
-   2016, arXiv:1608.03983); in the second round half of the detector's views hold a piece of another.
+   detector and once more through the detector alone, each time from where they were and with the learning rate raised
+   again (warm restarts, Loshchilov & Hutter 2016, arXiv:1608.03983); from the second round on half of the detector's
+   views hold a piece of another.
 
 The first stage is the same for whatever tiles of the region are known, so folds share it.
 """
@@ -31,7 +32,10 @@ from negah.train.fit import fit
 
 
 class Steps(NamedTuple):
-    """Of one round of the second stage.  crossed: share of the detector's views that hold a piece of another."""
+    """Of one round of the second stage; without steps of its own the teacher stays as it is.
+
+    crossed: share of the detector's views that hold a piece of another.
+    """
 
     teacher: int
     detector: int
@@ -41,7 +45,11 @@ class Steps(NamedTuple):
 CHIP_PX = 72  # side of the first stage's views
 BATCH = 64
 STRENGTH, EXACT = 0.4, 0.5  # of the second stage's views, see `Mixture`
-ROUNDS = (Steps(teacher=1000, detector=600), Steps(teacher=1200, detector=1000, crossed=0.5))  # of the second stage
+ROUNDS = (
+    Steps(teacher=1000, detector=600),
+    Steps(teacher=1200, detector=1000, crossed=0.5),
+    Steps(teacher=0, detector=1200, crossed=0.5),
+)
 ASIDE = 4  # the Duke fold that the bundled model was not trained on
 
 
@@ -84,8 +92,10 @@ def second_stage(
     for number, steps in enumerate(ROUNDS, 1):
         learn = partial(train, strength=STRENGTH, exact=EXACT, seed=seed + number)
         folder = out and out / f"round{number}"
-        teacher = learn(Detection(copy.deepcopy(pair.teacher)), sources, steps=round(steps.teacher * scale), lr=2e-3,
-                        out=folder and folder / "teacher")  # fmt: skip
+        teacher = pair.teacher
+        if steps.teacher:
+            teacher = learn(Detection(copy.deepcopy(teacher)), sources, steps=round(steps.teacher * scale), lr=2e-3,
+                            out=folder and folder / "teacher")  # fmt: skip
         objective = Distillation(copy.deepcopy(pair.detector), copy.deepcopy(teacher))
         detector = learn(objective, [*sources, replace(unlabelled, share=0.2)], steps=round(steps.detector * scale),
                          lr=1e-3, crossed=steps.crossed, out=folder and folder / "detector")  # fmt: skip
