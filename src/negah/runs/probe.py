@@ -10,8 +10,7 @@ import csv
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,43 +22,35 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from safetensors import SafetensorError
-from torch import Tensor
 
 from negah import __version__, weights
 from negah.errors import InputError, OutputError
 from negah.images.windows import grid
 from negah.nn.vit import ViT
 from negah.probe import detector as detectors
-from negah.probe.attentive import AttentiveHead, pooled_evidence
 from negah.probe.baseline import image_statistics
 from negah.probe.detector import Detector, DetectorInfo
 from negah.probe.features import CachedTokens, cached_tokens, fit_to, turned
-from negah.probe.knn import knn_probability
 from negah.probe.labels import Samples, read_samples
-from negah.probe.linear import fit_linear, pooled
+from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Training
+from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
 from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
 from negah.runs.record import compute_device, hardware, versions
-from negah.train import Batches, Objective, fit
-from negah.train.surroundings import randomness
 
 Split = Literal["group", "location", "random"]
 Progress = Callable[[str, int, int], None]
 
-HEAD, LINEAR, KNN, STATISTICS = "attentive head", "linear", "kNN", "image statistics"
-EVIDENCE = 0.2  # weight of the pooled patch evidence in the head's loss: enough to point, too little to lead
 LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was trained on, unless --size says so
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Training):
     """How to split and train.
 
     group: csv column of images that belong together. positive: the class that counts as 1. split: by what folds are
     made; None takes groups, else locations, and never the random one. distance_m: tiles nearer than this stay together
     in a split by location. size: side in pixels that images are brought to. gsd: metres per pixel of the images.
-    lora: rank of the adapters on the backbone's attention, 0 for a frozen one. views: of the eight turned and mirrored
-    views of each training image, how many the head is trained on.
     """
 
     group: str | None = None
@@ -69,11 +60,6 @@ class Options:
     folds: int = 5
     size: int | None = None
     gsd: float | None = None
-    lora: int = 0
-    views: int = 4
-    epochs: int = 20
-    lr: float = 1e-3
-    batch: int = 64
     seed: int = 0
 
 
@@ -140,10 +126,10 @@ def train_probe(
     kept = np.flatnonzero(~tested)
     fold[kept] = _folds(samples.take(kept), groups[kept], how, options)
 
-    images = _Images(samples, size, vit.patch)
+    images = Images(samples, size, vit.patch)
     views = 1 if options.lora else options.views  # with adapters, images are turned and go through the backbone again
     tokens = _tokens(vit, images, views, out / "features", progress)
-    learner = _Learner(vit, images, tokens, views, samples.labels, groups, statistics, options)
+    learner = Learner(vit, images, tokens, views, samples.labels, groups, statistics, options)
     held_out = {name: np.full(len(samples), np.nan) for name in (HEAD, LINEAR, KNN, STATISTICS)}
     for k in range(options.folds):
         progress("folds", k, options.folds + 1)
@@ -252,138 +238,6 @@ def eval_probe(
     return result
 
 
-class ProbeObjective(Objective):
-    """Presence of panels from images (with a backbone) or from cached tokens (without).
-
-    loss = bce(logit, y) + EVIDENCE * bce(pooled patch logits, y); the second term teaches patches from image labels.
-    """
-
-    def __init__(self, head: AttentiveHead, backbone: ViT | None = None):
-        super().__init__()
-        self.head = head
-        self.backbone = backbone
-
-    def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Batch of (tokens or images, labels as floats)."""
-        inputs, labels = batch
-        tokens = inputs.float() if self.backbone is None else self.backbone.tokens(inputs)
-        reading = self.head(tokens)
-        presence = F.binary_cross_entropy_with_logits(reading.logit, labels)
-        evidence = F.binary_cross_entropy_with_logits(pooled_evidence(reading.patch_logits), labels)
-        return {"loss": presence + EVIDENCE * evidence, "presence": presence, "evidence": evidence}
-
-    @torch.no_grad()
-    def probability(self, inputs: Tensor) -> Float[ndarray, " n"]:
-        """Probability of panels, on the objective's device, in evaluation mode."""
-        self.eval()
-        inputs = inputs.to(next(self.head.parameters()).device)
-        tokens = inputs.float() if self.backbone is None else self.backbone.tokens(inputs)
-        return self.head(tokens).logit.sigmoid().double().cpu().numpy()
-
-
-class _Images:
-    """Images brought to one size, read when asked for."""
-
-    def __init__(self, samples: Samples, size: int, patch: int):
-        self.samples, self.size, self.patch = samples, size, patch
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> UInt8[Tensor, "3 size size"]:
-        return fit_to(self.samples.image(i), self.size, patch=self.patch)
-
-
-@dataclass(frozen=True)
-class _Learner:
-    """Everything that the probes learn from. tokens[i * cached_views + v] are those of view v of image i."""
-
-    vit: ViT
-    images: _Images
-    tokens: CachedTokens
-    cached_views: int
-    labels: Int[ndarray, " n"]
-    groups: ndarray
-    statistics: Float[ndarray, "n d"]
-    options: Options
-
-    def learn(
-        self, rows: Int[ndarray, " train"], *, seed: int
-    ) -> tuple[Callable[[ndarray], dict[str, ndarray]], ProbeObjective]:
-        """All four probes trained on `rows`: a function from rows to each one's probabilities, and the head's part."""
-        y, groups = self.labels[rows], self.groups[rows]
-        head = self._head(rows, seed)
-        flat = self._pooled(rows)
-        linear = fit_linear(flat.numpy(), y, groups, seed=seed)
-        by_statistics = fit_linear(self.statistics[rows], y, groups, seed=seed)
-
-        def predict(at: ndarray) -> dict[str, ndarray]:
-            seen = self._pooled(at)
-            cls = self.vit.dim  # kNN compares CLS alone, as DINO does; the linear probe has the mean patch as well
-            neighbours = knn_probability(flat[:, :cls], torch.from_numpy(y), seen[:, :cls], k=20, classes=2)
-            return {
-                HEAD: np.concatenate([head.probability(part) for part in self._inputs(at, head)]),
-                LINEAR: linear.probability(seen.numpy()),
-                KNN: neighbours[:, 1].double().numpy(),
-                STATISTICS: by_statistics.probability(self.statistics[at]),
-            }
-
-        return predict, head
-
-    def _head(self, rows: Int[ndarray, " train"], seed: int) -> ProbeObjective:
-        options = self.options
-        device = next(self.vit.parameters()).device
-        with randomness(device, seed):
-            head = AttentiveHead(self.vit.dim, heads=self.vit.heads)
-            tuned, merge = _with_lora(self.vit, options.lora) if options.lora else (None, None)
-        objective = ProbeObjective(head, tuned).to(device)
-        labels = torch.from_numpy(self.labels).float()
-
-        def collate(chosen: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            at = torch.as_tensor(list(chosen))
-            view = torch.randint(options.views, (len(at),), generator=generator)
-            if tuned is None:
-                return self.tokens[at * self.cached_views + view], labels[at]
-            return torch.stack([turned(self.images[i], v) for i, v in zip(at.tolist(), view.tolist())]), labels[at]
-
-        batches = Batches(rows.tolist(), options.batch, seed=seed, collate=collate)
-        steps = max(1, options.epochs * len(rows) // options.batch)
-        fit(
-            objective, batches, steps=steps, lr=options.lr, weight_decay=0.05, warmup=max(1, steps // 20), clip=1.0,
-            seed=seed, device=device,
-        )  # fmt: skip
-        if merge is not None:
-            objective.backbone = merge()
-        return objective.eval()
-
-    def _inputs(self, rows: ndarray, objective: ProbeObjective) -> Iterator[Tensor]:
-        """What the objective reads, a few rows at a time, upright."""
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
-            if objective.backbone is None:
-                yield self.tokens[part * self.cached_views]
-            else:
-                yield torch.stack([self.images[int(i)] for i in part])
-
-    def _pooled(self, rows: ndarray) -> Float[Tensor, "n features"]:
-        upright = rows * self.cached_views
-        return torch.cat([pooled(self.tokens[upright[i : i + 256]]) for i in range(0, len(rows), 256)])
-
-
-def _with_lora(vit: ViT, rank: int) -> tuple[ViT, Callable[[], ViT]]:
-    """A copy of the backbone with trainable low-rank adapters on qkv and proj of each block, and how to merge them.
-
-    Hu et al. 2021, arXiv:2106.09685; alpha = 2 rank.
-    """
-    try:
-        from peft import LoraConfig, LoraModel
-    except ImportError as error:
-        raise InputError("--lora needs the package peft: pip install 'negah[lora]'") from error
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"blocks\.\d+\.attn\.(qkv|proj)")
-    adapted: Any = LoraModel(deepcopy(vit), config, "default")
-    return adapted.model, adapted.merge_and_unload
-
-
 def _readable(samples: Samples, progress: Progress) -> tuple[Samples, Float[ndarray, "n d"], list[tuple[str, str]]]:
     """The samples that can be read, their image statistics, and (name, reason) of those that cannot."""
     rows, kept, failures = [], [], []
@@ -444,7 +298,7 @@ def _folds(samples: Samples, groups: ndarray, how: Split, options: Options) -> I
     return folds_of(samples.labels, groups=groups, folds=options.folds, seed=options.seed)
 
 
-def _tokens(vit: ViT, images: _Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
+def _tokens(vit: ViT, images: Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
     """Tokens of every view of every image, image by image."""
     total, done = views * len(images), 0
 
