@@ -165,6 +165,19 @@ def pack(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("content", ["png", "tiff"])
+def test_names_in_a_zip_are_utf8_also_where_it_does_not_say_so(tmp_path, content):
+    name, twin = f"süd/Город.{content}", f"s??d/??????????.{content}"  # as many bytes
+    geotiff(tmp_path / "x.tif")
+    data = png(7) if content == "png" else (tmp_path / "x.tif").read_bytes()
+    path = pack(tmp_path / "a.zip", {twin: data})
+    path.write_bytes(path.read_bytes().replace(twin.encode(), name.encode()))  # as Info-ZIP writes it: without the flag
+    (source,) = find_sources([str(path)])
+    assert source.name.endswith(f"a.zip/{name}")
+    with source.open() as raster:
+        assert raster.read(Box(0, 0, 4, 4)).valid.all()
+
+
 ARCHIVES = ["a.zip", "stored.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz"]
 
 

@@ -337,6 +337,57 @@ def test_bad_polygons_are_refused(tmp_path, name, content, message):
         do([tmp_path / "town.tif"], tmp_path / "out", aoi=tmp_path / name)
 
 
+def test_polygons_that_lie_elsewhere_are_refused(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    far = shapely.box(600_000, 5_799_950, 600_100, 5_800_001)
+    geopandas.GeoSeries([far], crs=UTM).to_file(tmp_path / "far.geojson")
+    with pytest.raises(InputError, match="--aoi touches none of the images"):
+        do([tmp_path / "town.tif"], tmp_path / "out", aoi=tmp_path / "far.geojson")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_ground_inside_the_area_of_interest_counts_as_surveyed(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    half = shapely.box(500_000, 5_799_950, 500_000 + 64 * 0.3, 5_800_001)  # of 128 px
+    geopandas.GeoSeries([half], crs=UTM).to_file(tmp_path / "half.gpkg")
+    whole = do([tmp_path / "town.tif"], tmp_path / "whole")
+    part = do([tmp_path / "town.tif"], tmp_path / "part", aoi=tmp_path / "half.gpkg", overlap=0.3)
+    assert whole.surveyed_km2 == pytest.approx((128 * 0.3) ** 2 / 0.9996**2 / 1e6, rel=1e-3)
+    assert part.surveyed_km2 == pytest.approx(whole.surveyed_km2 / 2, rel=1e-3)
+
+
+def test_areas_of_a_detector_that_was_never_checked_have_no_bounds(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    out = tmp_path / "out"
+    summary = survey([str(tmp_path / "town.tif")], out, [Bright(area_ratio=None)], Options(precision="fp32"))
+    assert summary.area_m2 > 0 and summary.area_low is None and summary.area_high is None
+    assert {(r["area_low"], r["area_high"]) for r in rows(out / "tiles.csv")} == {("", "")}
+    panels = geopandas.read_parquet(out / "panels.parquet")
+    assert panels.area_low.isna().all() and panels.area_high.isna().all() and (panels.area_m2 > 0).all()
+    assert any("never compared with true ones" in note for note in summary.notes)
+
+
+def test_stretched_values_are_said_to_be(tmp_path):
+    wide = town().astype(np.uint16) * 257
+    write_tif(tmp_path / "wide.tif", wide)
+    write_tif(tmp_path / "town.tif", town())
+    said = do([tmp_path / "wide.tif"], tmp_path / "a").notes
+    assert sum("were stretched (black" in note for note in said) == 1
+    assert not any("stretched" in note for note in do([tmp_path / "town.tif"], tmp_path / "b").notes)
+
+
+def test_what_was_asked_for_is_in_the_record(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    survey(
+        [str(tmp_path / "town.tif")],
+        tmp_path / "out",
+        [Bright()],
+        Options(precision="fp32"),
+        given={"model": Path("m")},
+    )
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["arguments"]["model"] == "m"
+
+
 def test_a_folder_of_another_survey_is_refused(tmp_path):
     write_tif(tmp_path / "town.tif", town())
     write_tif(tmp_path / "other.tif", town(64))

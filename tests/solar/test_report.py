@@ -116,7 +116,7 @@ def test_numbers_names_and_reasons_are_on_the_page(report):
         "the file is empty",
         "1 input failed", "1.6 % has no data", "Areas are seen from above.", "negah survey town.tif --out map",
         "36 m \u00d7 27 m",
-        "1 outlined", "0.431", "18 m²",
+        "1 panel", "0.431", "18 m²",
     ):  # fmt: skip
         assert told in page.text
 
@@ -172,7 +172,7 @@ def test_an_empty_survey_is_a_page_too():
     assert page.open == []
     for told in (
         "No panels were found",
-        "nothing could be looked at",
+        "no image is larger than one window",
         "Nothing to show",
         "No finds to show",
         "nothing failed",
@@ -189,7 +189,7 @@ def test_no_finds_among_windows_that_were_looked_at(report):
             )
         )
     )
-    assert "0 outlined" in page.text and "No finds to show" in page.text
+    assert "0 panels" in page.text and "No finds to show" in page.text
     assert len(bars(page)) == 1
 
 
@@ -227,8 +227,15 @@ def test_the_page_stays_small_whatever_comes(report, tmp_path):
     assert "(1,000,000 characters)" in path.read_text("utf-8")
     assert path.stat().st_size < BUDGET
     text = path.read_text("utf-8")
-    drawn = re.findall(r"the ([\d,]+) largest of 60,000 outlined", text)
+    drawn = re.findall(r"the ([\d,]+) largest of 60,000 outlines", text)
     assert len(drawn) == 2 * 2 and all(1000 < int(count.replace(",", "")) < 60_000 for count in drawn)
+
+
+def test_a_panel_of_two_outlines_is_one_panel():
+    squares = [np.array([[x, x], [x + 4, x], [x + 4, x + 4], [x, x + 4]], float) for x in (0, 4)]
+    one = Overview("a.tif", picture(40, 30, 0), np.zeros((3, 4), np.float32), squares, ["20 m²"] * 2, 1.0, panels=1)
+    page = Page(render(Report(title="a", totals={}, threshold=0.5, overviews=[one])))
+    assert "1 panel," in page.text and "2 " not in page.text.split("1 panel,")[0][-20:]
 
 
 def test_the_largest_outlines_are_the_ones_kept():

@@ -13,8 +13,8 @@ from negah.cli import show
 class Scene(show.Verb):
     """Draw a town as a GeoTIFF in which every panel is known, to try the survey on.
 
-    Beside PATH come the truth as a raster (PATH_mask.tif: the fraction of each pixel that is panel) and as polygons
-    with areas in m2 (PATH_panels.gpkg). The same seed draws the same town.
+    Beside town.tif come the truth as a raster (town_mask.tif: the fraction of each pixel that is panel) and as polygons
+    with areas in m2 (town_panels.gpkg). The same seed draws the same town.
 
     Example:
         negah scene town.tif
@@ -48,7 +48,7 @@ class Scene(show.Verb):
                 ("truth, raster", truth.mask),
                 ("truth, polygons", truth.panels),
                 ("side", f"{self.size_px:,} px = {self.size_px * self.gsd:,.0f} m"),
-                ("panels", f"{truth.arrays:,} arrays, {truth.plan_area_m2:,.0f} m² seen from above"),
+                ("arrays of panels", f"{truth.arrays:,}, {truth.plan_area_m2:,.0f} m² seen from above"),
             ],
             title="A generated town",
         )

@@ -46,7 +46,7 @@ class Survey(show.Verb):
     threshold: Annotated[float | None, arg(metavar="P")] = None
     """Probability from which a window counts as having panels (default: the model's own)."""
     aoi: Path | None = None
-    """Polygons (GeoJSON, GeoPackage, GeoParquet) outside of which nothing is looked at."""
+    """Polygons (GeoJSON, GeoPackage, GeoParquet) to stay inside of: windows that touch none are not looked at."""
     parcels: Path | None = None
     """Polygons to sum the results up by."""
     m2_per_kw: Annotated[float, arg(metavar="M2")] = 7.29
@@ -81,7 +81,8 @@ class Survey(show.Verb):
                     bar.reset(tasks[stage], total=total, completed=done)  # continued: the rate is that of this run
                 bar.update(tasks[stage], completed=done)
 
-            summary = survey(self.paths, out, [detector], options, progress=progress)
+            given = {"model": self.model} if self.head is None else {"backbone": self.backbone, "head": self.head}
+            summary = survey(self.paths, out, [detector], options, given=given, progress=progress)
         if self.json:
             show.as_json(summary_dict(summary))
         else:

@@ -117,6 +117,13 @@ class Raster:
             pixels = _placed(pixels, top - box.row, left - box.col, (box.height, box.width))
         return resample(pixels, shape)
 
+    @property
+    def stretch(self) -> tuple[float, float] | None:
+        """The values that become black and white, where they are not those of 8 bits; None where nothing is changed."""
+        if self._bands is None or (limits := self._bands.stretch) == (0.0, 255.0):
+            return None
+        return limits
+
     def gsd_m(self, given: float | None = None) -> GroundSize:
         """Mean ground size of a pixel at the raster's centre (its ground sampling distance) in metres.
 

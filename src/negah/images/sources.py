@@ -47,6 +47,7 @@ class Member:
     name: in the archive.  offset: of its data (in a zip: of its local header; in a compressed tar: in what the tar
     unpacks to).  stored, size: bytes in the archive and unpacked.  packing: "zip stored", "zip deflated", "tar" or
     "packed tar".  crc: of a zip's member.  located: a file beside it in the archive may say where on earth it lies.
+    shown: its name for people, where that is another one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Member:
     packing: str
     crc: int = 0
     located: bool = False
+    shown: str = ""
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def _in_file(path: Path) -> Iterator[tuple[object, Source]]:
         return
     try:
         for member, problem in _in_zip(path) if ending.endswith(ZIPS) else _in_tar(path):
-            name = clean(f"{path}/{member.name}")
+            name = clean(f"{path}/{member.shown or member.name}")
             yield (
                 (identity, member.name, member.offset),
                 Source(name, path, member=member, problem=f"{name} {problem}" if problem else None),
@@ -198,9 +200,22 @@ def _in_zip(path: Path) -> Iterator[tuple[Member, str | None]]:
             problem = f"is compressed by zip's method {info.compress_type}, which is not read: pack it with deflate"
         member = Member(
             info.filename, info.header_offset, info.compress_size, info.file_size, packing, info.CRC,
-            _located(info.filename, names),
+            _located(info.filename, names), _zip_name(info),
         )  # fmt: skip
         yield member, problem
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """A member's name as it was meant: without zip's flag for UTF-8 it should be in a code page of DOS, and seldom is.
+
+    GDAL, like Python, takes such names at their word, so members are still asked for by `filename`.
+    """
+    if info.flag_bits & 0x800:
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _in_tar(path: Path) -> Iterator[tuple[Member, str | None]]:

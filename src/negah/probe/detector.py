@@ -8,6 +8,7 @@ import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Num
@@ -30,7 +31,8 @@ class DetectorInfo:
     gsd_range_m: native distances that it is meant for; outside them a survey warns.
     window_px: side of the square window that it was trained on, in pixels of `gsd_m`.
     threshold: probability from which a window counts as having panels.
-    area_ratio: factors on an area estimate between which 90 % of the held-out true areas lay.
+    area_ratio: factors on an area estimate between which 90 % of the true areas lay that it was compared with; None
+    where it never was.
     """
 
     name: str
@@ -39,7 +41,13 @@ class DetectorInfo:
     gsd_range_m: tuple[float, float] = (0.1, 0.6)
     window_px: int = 104
     threshold: float = 0.5
-    area_ratio: tuple[float, float] = (0.5, 2.0)
+    area_ratio: tuple[float, float] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DetectorInfo":
+        """The reverse of `asdict`, also after it went through JSON, which makes lists of tuples."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 class Detector(nn.Module):
@@ -125,13 +133,11 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Det
         raise WeightsError(
             f"{path} holds no detector (no 'negah' metadata): give a file written by `negah probe train`"
         )
-    info = meta["info"]
-    info = DetectorInfo(**{**info, "gsd_range_m": tuple(info["gsd_range_m"]), "area_ratio": tuple(info["area_ratio"])})
     head = meta["head"]
     detector = Detector(
         ViT(**{**meta["backbone"], "grid": tuple(meta["backbone"]["grid"])}),
         AttentiveHead(head["dim"], heads=head["heads"], mlp_ratio=head["mlp_ratio"]),
-        info,
+        DetectorInfo.from_dict(meta["info"]),
     )
     try:
         detector.load_state_dict(state, strict=True)

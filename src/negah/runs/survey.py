@@ -10,16 +10,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import geopandas
 import numpy as np
+import shapely
 import torch
 from safetensors import safe_open
 
@@ -91,7 +93,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a survey found.  Areas in m2; area_low and area_high apply the model's area ratio to the total."""
+    """What a survey found.  Areas in m2; area_low and area_high apply the model's area ratio, if any, to the total."""
 
     out: Path
     report: Path
@@ -101,8 +103,8 @@ class Summary:
     windows_with_panels: int
     panels: int
     area_m2: float
-    area_low: float
-    area_high: float
+    area_low: float | None
+    area_high: float | None
     kw: float
     surveyed_km2: float
     threshold: float
@@ -124,6 +126,7 @@ def survey(
     detectors: Sequence[Detector],
     options: Options,
     *,
+    given: Mapping[str, object] = MappingProxyType({}),
     progress: Progress = lambda stage, done, total: None,
 ) -> Summary:
     """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
@@ -131,6 +134,7 @@ def survey(
     Continuing tries again what could not be read, and takes an input that failed as it is now, repaired or not.
 
     detectors: one, or several of one patch and window whose footprints are averaged.
+    given: what else the user asked for (by what name the model, say): for run.json.
     progress: called with a stage ("windows", "map", "report"), how far it is, and how far it goes.
 
     Raises InputError when nothing can be surveyed, OutputError when `out` holds another survey or cannot be written.
@@ -177,6 +181,7 @@ def survey(
         # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
         plan = None if begun else plan_of()
         if plan is not None:
+            _check_region(plan, region)
             _check_parcels(plan, parcels)
         _make_folder(out)
         ledger = stack.enter_context(Ledger(out))
@@ -217,8 +222,9 @@ def survey(
             summary = Summary(
                 out=out, report=out / "report.html", sources=len(sources),
                 failed_sources=len(plan.failures), windows=ledger.counts(), windows_with_panels=ledger.found(threshold),
-                panels=len(areas), area_m2=total, area_low=total * info.area_ratio[0],
-                area_high=total * info.area_ratio[1], kw=total / options.m2_per_kw, surveyed_km2=made.surveyed_m2 / 1e6,
+                panels=len(areas), area_m2=total, area_low=info.area_ratio and total * info.area_ratio[0],
+                area_high=info.area_ratio and total * info.area_ratio[1], kw=total / options.m2_per_kw,
+                surveyed_km2=made.surveyed_m2 / 1e6,
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
             )  # fmt: skip
@@ -259,7 +265,7 @@ def survey(
                     "started": started.isoformat(timespec="seconds"),
                     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                     "seconds": {"windows": round(seconds, 3), "this run": round(time.monotonic() - clock, 3)},
-                    "arguments": {"paths": list(paths), "out": str(out), **_plain(asdict(options))},
+                    "arguments": {"paths": list(paths), "out": str(out), **_plain({**given, **asdict(options)})},
                     "fingerprint": fingerprint,
                     "seeds": {},  # a survey draws no random numbers
                     "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
@@ -304,17 +310,19 @@ def with_head(backbone: ViT, path: Path) -> Detector:
         head.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit its own description: {' '.join(str(error).split())}") from error
-    ranges = {name: tuple(info[name]) for name in ("gsd_range_m", "area_ratio")}
-    return Detector(backbone, head, DetectorInfo(**{**info, **ranges})).eval()
+    return Detector(backbone, head, DetectorInfo.from_dict(info)).eval()
 
 
 def totals(summary: Summary) -> dict[str, str]:
     """The headline figures, for people, in their order."""
     s = summary
     looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
+    bounds = "a first estimate, never compared with true areas"
+    if s.area_low is not None and s.area_high is not None:
+        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate)"
     return {
         "panels": f"{s.panels:,}",
-        "panel area": f"{s.area_m2:,.0f} m²\n{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate)",
+        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
         "power": f"{s.kw:,.0f} kW",
         "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
         "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
@@ -341,7 +349,7 @@ def _map(
     ledger: Ledger,
     assembly: Assembly,
     options: Options,
-    area_ratio: tuple[float, float],
+    area_ratio: tuple[float, float] | None,
     region: Region | None,
     progress: Progress,
 ) -> _Made:
@@ -369,6 +377,7 @@ def _map(
 def _add(panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None) -> tuple[Drawn, float]:
     """Add a source's panels; returns them, and the ground that was looked at, in m2."""
     ground = 0.0
+    clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
 
     def measured() -> Iterator[Strip]:
         nonlocal ground
@@ -377,11 +386,13 @@ def _add(panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region:
         for piece in pieces:
             rows = slice(piece.row, piece.row + len(piece.fraction))
             pixel = source.ground.pixel_m2(x.cell_centres, np.full(len(widths), y.cell_centres[rows].mean()))
-            seen = (~np.isnan(piece.fraction)).T.astype(float) @ heights[rows]
+            looked_at = ~np.isnan(piece.fraction)
+            if clip is not None:
+                looked_at &= shapely.contains_xy(clip, *np.meshgrid(x.cell_centres, y.cell_centres[rows]))
+            seen = looked_at.T.astype(float) @ heights[rows]
             ground += float((seen * widths * pixel).sum())
             yield piece
 
-    clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
     drawn = panels.add(source, components(measured(), level=LEVEL), clip, draw=OUTLINES)
     return drawn, ground
 
@@ -427,6 +438,17 @@ def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Call
     return ledger.plan()
 
 
+def _check_region(plan: Plan, region: Region | None) -> None:
+    """Polygons that lie elsewhere would make a map without panels, which looks like an answer."""
+    if region is None:
+        return
+    for source in plan.sources:
+        extent = shapely.box(0, 0, source.width, source.height)
+        if source.crs is not None and region.in_pixels(source.crs, source.affine).intersects(extent):
+            return
+    raise InputError("--aoi touches none of the images: is it the right file, and does it say the right CRS?")
+
+
 def _check_parcels(plan: Plan, parcels: geopandas.GeoDataFrame | None) -> None:
     if parcels is not None and all(source.crs is None for source in plan.sources):
         raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
@@ -461,13 +483,21 @@ def _not_looked_at(summary: Summary) -> list[str]:
     return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
 
 
-def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: _Made) -> list[str]:
-    low, high = area_ratio
+def _notes(plan: Plan, area_ratio: tuple[float, float] | None, options: Options, made: _Made) -> list[str]:
+    if area_ratio:
+        trust = [
+            "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: "
+            f"nine in ten true areas lay between {area_ratio[0]:g} and {area_ratio[1]:g} times the figure given on the "
+            "tiles that these factors were fitted on, and elsewhere that is unchecked.",
+            "The total's range applies the same factors to the sum, as if all errors went the same way.",
+        ]
+    else:
+        trust = [
+            "Areas are a first estimate from the detector's attention and evidence, and this detector's were never "
+            "compared with true ones: they may be several times too large or too small, and no range is given.",
+        ]
     notes = [
-        "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: nine in "
-        f"ten true areas lay between {low:g} and {high:g} times the figure given on the tiles that these factors were "
-        "fitted on, if the model's card names any, and elsewhere that is unchecked.",
-        "The total's range applies the same factors to the sum, as if all errors went the same way.",
+        *trust,
         f"A panel is a group of touching cells, each at least {LEVEL:.0%} panel; areas of windows in tiles.csv count "
         "all cells of the window, those of overlapping windows more than once.",
         f"Power is area divided by {options.m2_per_kw:g} m² per kW.",
@@ -475,7 +505,7 @@ def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: 
     crs = {source.crs for source in plan.sources}
     bare = sum(source.crs is None for source in plan.sources)
     if bare:
-        what = "No image has" if crs == {None} else f"{bare:,} of the images have not"
+        what = "No image has" if crs == {None} else f"{bare:,} of the images lack"
         notes.append(
             f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file "
             "is made of them."
@@ -483,7 +513,10 @@ def _notes(plan: Plan, area_ratio: tuple[float, float], options: Options, made: 
     if len(crs - {None}) > 1:
         notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")
     if options.aoi:
-        notes.append("Panels are cut off at the area of interest; windows that reach over its edge are given whole.")
+        notes.append(
+            "Panels, and the ground that was surveyed, are cut off at the area of interest; windows that reach over "
+            "its edge are given whole in tiles.csv and the heat map."
+        )
     if any(len(drawn.outlines) == OUTLINES for drawn in made.drawn.values()):
         notes.append(f"Maps in the report show the {OUTLINES:,} largest panels; panels.* hold all.")
     if len(made.heatmaps) > MAPS:

@@ -12,7 +12,7 @@ and the attention, which can only lower it, keeps evidence from where the head d
 is found measures exactly zero.
 
 How it fails: neither factor was fitted to areas, so the estimate carries the detector's `area_ratio` as its interval,
-and a calibration on masks replaces it where there is one.
+where there is one, and a calibration on masks replaces it.
 """
 
 from typing import NamedTuple

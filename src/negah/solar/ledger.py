@@ -50,7 +50,11 @@ class Input(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A finished window.  probability and areas are None unless it was scored; cells is None where all are zero."""
+    """A finished window.
+
+    probability and areas are None unless it was scored, area_low and area_high also where the detector's areas were
+    never compared with true ones.  cells is None where all are zero.
+    """
 
     id: int
     source: int  # position of its source

@@ -134,7 +134,7 @@ def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
                 figures = ("", "", "", "")
                 if window.probability is not None:
                     areas = window.area_m2, window.area_low, window.area_high
-                    figures = f"{window.probability:.6f}", *(f"{area:.3f}" for area in areas)
+                    figures = f"{window.probability:.6f}", *("" if area is None else f"{area:.3f}" for area in areas)
                 out.writerow((source.name, f"c{col}_r{row}", bounds, *figures, window.status))
 
 
@@ -219,9 +219,9 @@ class Drawn(NamedTuple):
 class Panels:
     """The panels of a survey, gathered source by source (about 2 kB each), then written."""
 
-    def __init__(self, plan: Plan, *, m2_per_kw: float, area_ratio: tuple[float, float]):
+    def __init__(self, plan: Plan, *, m2_per_kw: float, area_ratio: tuple[float, float] | None):
         self._m2_per_kw = m2_per_kw
-        self._area_ratio = area_ratio
+        self._area_ratio = area_ratio or (np.nan, np.nan)
         self._groups: dict[str | None, list[tuple[ndarray, dict[str, ndarray]]]] = {
             source.crs: [] for source in plan.sources
         }

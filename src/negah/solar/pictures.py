@@ -60,6 +60,7 @@ def overviews(
             heat=read_heat(heatmaps[source.position], band=2, longest=HEAT_CELLS),
             outlines=outlines,
             labels=labels,
+            panels=len(drawn[source.position].outlines),
             metres_per_px=source.gsd_m / scale[0],
         ))  # fmt: skip
     return pictures

@@ -347,6 +347,11 @@ def _plan_source(
         else:
             ground = Ground([0.0], [0.0], [[float(middle[0] * middle[1])]])
         notes = list(warnings)
+        if stretch := raster.stretch:
+            notes.append(
+                f"{source.name}: its values are not of 8 bits, and were stretched (black {stretch[0]:.6g}, white "
+                f"{stretch[1]:.6g}): what is found may differ from an 8-bit picture of the same place"
+            )
         low, high = info.gsd_range_m
         in_range = low <= mean <= high
         if not in_range:

@@ -62,6 +62,8 @@ class Overview:
     """What is shown when the pointer rests on an outline, one per outline or none at all."""
     metres_per_px: float | None = None
     """Ground size of a pixel of `image`, for the scale bar; None leaves the bar out."""
+    panels: int | None = None
+    """How many panels the outlines are of, where some panels have several; None: one each."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def _total(label: str, value: str) -> str:
 
 def _maps(overviews: Sequence[Overview]) -> str:
     if not overviews:
-        return '<p class="none">There is no picture to show: nothing could be looked at.</p>'
+        return '<p class="none">There is no map: no image is larger than one window, or none could be read.</p>'
     shown = overviews[:MAPS]
     picker = ""
     if len(shown) > 1:
@@ -172,7 +174,10 @@ def _map(overview: Overview, index: int, share: float) -> str:
     layers += f'<use class="halo" href="#outlines-{index}"/><g class="lines"><g id="outlines-{index}">{paths}</g></g>'
     name = escape(overview.name, quote=True)
     count = len(overview.outlines)
-    facts = [f"{count:,} outlined" if drawn == count else f"the {drawn:,} largest of {count:,} outlined"]
+    panels = count if overview.panels is None else overview.panels
+    facts = [
+        f"{panels:,} panel{'s' * (panels != 1)}" if drawn == count else f"the {drawn:,} largest of {count:,} outlines"
+    ]
     metres = overview.metres_per_px if overview.metres_per_px and math.isfinite(overview.metres_per_px) else None
     if metres:
         facts.append(f"{_metres(width * metres)} &times; {_metres(height * metres)}")

@@ -45,11 +45,11 @@ PER_TASK = 8  # windows per reading task: enough to hide the queue's cost, few e
 class Measure:
     """How readings become figures.
 
-    threshold: probability from which a window has panels.  area_ratio: factors that bound an area at 90 %.
+    threshold: probability from which a window has panels.  area_ratio: factors that bound an area at 90 %, if known.
     """
 
     threshold: float
-    area_ratio: tuple[float, float]
+    area_ratio: tuple[float, float] | None
 
 
 @dataclass
@@ -287,7 +287,6 @@ def _score_chunk(
     else:
         probability = area = np.zeros(count)
         fraction = np.zeros((count, 1), np.float32)
-    low, high = measure.area_ratio
 
     rows, failed, place = [], [], -1
     for source, index, look in chunk.windows:
@@ -304,7 +303,8 @@ def _score_chunk(
         else:
             m2 = float(area[place])
             status = "ok" if source.in_range else "gsd-out-of-range"
-            figures = float(probability[place]), m2, m2 * low, m2 * high
+            low, high = (m2 * factor for factor in measure.area_ratio) if measure.area_ratio else (None, None)
+            figures = float(probability[place]), m2, low, high
             rows.append(Window(number, source.position, status, *figures, pack(fraction[place])))
     return rows, failed
 
