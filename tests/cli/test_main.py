@@ -99,9 +99,21 @@ def test_a_misspelt_verb_is_answered_with_the_nearest(words, hint, capsys):
     assert hint in one_line(capsys.readouterr().err)
 
 
-def test_an_unknown_argument_is_refused(capsys):
-    assert cli.main(["doctor", "--frobnicate"]) == 2
-    assert "--frobnicate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["survey", "town.tif", "--bogus"], "Unrecognized options: --bogus"),
+        (["survey", "town.tif", "--gsd", "abc"], "Error parsing --gsd: could not convert string to float: 'abc'"),
+        (["survey", "town.tif", "--out"], "Missing value for argument '--out'"),
+        (["survey", "--precision", "fp64"], "invalid choice 'fp64' for argument '--precision'"),
+        (["scene"], "Missing from negah scene: PATH"),
+    ],
+)
+def test_wrong_arguments_are_answered_on_one_line(words, told, capsys):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert err.startswith(f"negah: {told}") and f"see `negah {words[0]} --help`" in err
 
 
 def one_line(text: str) -> str:

@@ -28,7 +28,7 @@ class Export(show.Verb):
     """Detector: a bundled name or a .safetensors file."""
     backbone: Annotated[str | None, arg(metavar="NAME")] = None
     """Use this backbone (a name or a file) with --head, not --model."""
-    head: Path | None = None
+    head: Annotated[Path | None, arg(metavar="FILE")] = None
     """Head trained on --backbone by `negah probe train`."""
     window_px: Annotated[int | None, arg(metavar="PX")] = None
     """Side of the windows in pixels (default: the size that the detector was trained on)."""

@@ -7,6 +7,7 @@ To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, 
 be imported at the top of a verb's file: `negah --help` imports all of them and answers in well under a second.
 """
 
+import contextlib
 import difflib
 import errno
 import inspect
@@ -98,12 +99,36 @@ def find_verb(args: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def parse(name: str, args: Sequence[str]) -> show.Verb:
-    """The verb's dataclass filled from its arguments; on --help or a wrong argument tyro prints and exits (0 or 2)."""
+    """The verb's dataclass filled from its arguments; on --help tyro prints and exits.
+
+    Raises NegahError for arguments that are wrong.
+    """
     import tyro
 
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     description = inspect.getdoc(VERBS[name]) or ""
-    return tyro.cli(VERBS[name], prog=f"negah {name}", args=args, description=description, config=config)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(VERBS[name], prog=f"negah {name}", args=args, description=description, config=config)
+    except SystemExit as end:
+        if end.code != 2:
+            raise
+    raise NegahError(f"{complaint(said.getvalue())}; see `negah {name} --help`")
+
+
+def complaint(box: str) -> str:
+    """What tyro says is wrong with the arguments, out of the box that it draws around it, on one line."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    first = next((i for i, line in enumerate(lines) if line and not line.startswith("─") and "─" not in line), 0)
+    last = next((i for i in range(first, len(lines)) if "────" in lines[i]), len(lines))
+    text = " ".join(line for line in lines[first:last] if line)
+    # Of an argument that may be left out tyro says first that what was given is not the word "None".
+    before, _, errors = text.partition(" Got errors: ")
+    reasons = [part for part in errors.split("- <class ") if part and not part.startswith("'NoneType'")]
+    if reasons:
+        return f"{before.partition(':')[0]}: {reasons[-1].partition('>: ')[2]}"
+    return text.rstrip(".")
 
 
 def print_help(under: str = "") -> int:

@@ -104,7 +104,7 @@ class ProbeEval(Labelled):
 
     model: Annotated[str, arg(metavar="FILE")]
     """Detector: a file written by `negah probe train`, or a bundled name."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for scores.json, predictions.csv and run.json (default: nothing is written)."""
 
     def run(self) -> int:

@@ -29,15 +29,15 @@ class Survey(show.Verb):
         "stopped; what is finished is kept in the output folder: give the same command again to continue"
     )
 
-    paths: Positional[tuple[str, ...]]
+    paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]
     """Images, folders, archives or URLs."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for the results (default: negah-survey- and the name of the first PATH)."""
     model: Annotated[str, arg(metavar="NAME")] = "negah/aerial-tiny"
     """Detector: a bundled name or a .safetensors file."""
     backbone: Annotated[str | None, arg(metavar="NAME")] = None
     """Use this backbone (a name or a file, such as facebook/dinov2-with-registers-small) with --head, not --model."""
-    head: Path | None = None
+    head: Annotated[Path | None, arg(metavar="FILE")] = None
     """Head trained on --backbone by `negah probe train`."""
     gsd: Annotated[float | None, arg(metavar="M")] = None
     """Metres per pixel, for images that do not say."""
@@ -45,9 +45,9 @@ class Survey(show.Verb):
     """Overlap of neighbouring windows, as a share of their side, from 0 to below 0.9."""
     threshold: Annotated[float | None, arg(metavar="P")] = None
     """Probability from which a window counts as having panels (default: the model's own)."""
-    aoi: Path | None = None
+    aoi: Annotated[Path | None, arg(metavar="FILE")] = None
     """Polygons (GeoJSON, GeoPackage, GeoParquet) to stay inside of: windows that touch none are not looked at."""
-    parcels: Path | None = None
+    parcels: Annotated[Path | None, arg(metavar="FILE")] = None
     """Polygons to sum the results up by."""
     m2_per_kw: Annotated[float, arg(metavar="M2")] = 7.29
     """Panel area of one kilowatt: the median of 17,365 installations; newer modules need less."""
