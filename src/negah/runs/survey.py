@@ -237,18 +237,18 @@ def survey(
                 "m2 per kW": f"{options.m2_per_kw:g}",
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }
-            with ThreadPoolExecutor(1, "overviews") as pool:
+            ranked = ledger.most_certain(threshold, FINDS), ledger.least_certain(threshold, FINDS)
+            with ThreadPoolExecutor(1, "finds") as pool:  # the large pictures stay with the memory of the main thread
+                gallery = [pool.submit(finds, plan, sources, windows) for windows in ranked]
                 heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
-                maps = pool.submit(overviews, plan, sources, made.drawn, heatmaps, partial(progress, "report"))
-                most_certain = finds(plan, sources, ledger.most_certain(threshold, FINDS))
-                least_certain = finds(plan, sources, ledger.least_certain(threshold, FINDS))
+                maps = overviews(plan, sources, made.drawn, heatmaps, partial(progress, "report"))
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),
                 threshold=threshold,
-                overviews=maps.result(),
-                most_certain=most_certain,
-                least_certain=least_certain,
+                overviews=maps,
+                most_certain=gallery[0].result(),
+                least_certain=gallery[1].result(),
                 areas_m2=areas[:: -(-len(areas) // SAMPLE) or 1].tolist(),
                 probabilities=ledger.probabilities(SAMPLE),
                 failures=[(f.source, f.reason) for f in failures],
