@@ -119,9 +119,12 @@ def parse(name: str, args: Sequence[str]) -> show.Verb:
 
 def complaint(box: str) -> str:
     """What tyro says is wrong with the arguments, out of the box that it draws around it, on one line."""
-    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    first = next((i for i, line in enumerate(lines) if line and not line.startswith("─") and "─" not in line), 0)
-    last = next((i for i in range(first, len(lines)) if "────" in lines[i]), len(lines))
+    lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]
+    rules = [
+        i for i, line in enumerate(lines) if "────" in line or "----" in line
+    ]  # the latter where there is no UTF-8
+    first = rules[0] + 1 if rules else 0
+    last = next((i for i in rules if i >= first), len(lines))
     text = " ".join(line for line in lines[first:last] if line)
     # Of an argument that may be left out tyro says first that what was given is not the word "None".
     before, _, errors = text.partition(" Got errors: ")
