@@ -89,7 +89,7 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
     pieces, row = [], 0
     while row < height:
         end = row + data.draw(st.integers(1, height - row))
-        pieces.append(Strip(row, fraction[row:end], peak[row:end], peak[row:end]))
+        pieces.append(Strip(row, fraction[row:end], fraction[row:end], peak[row:end], peak[row:end]))
         row = end
     found = sorted(components(pieces), key=lambda c: (c.rows[0], c.cols[0]))
 
@@ -100,7 +100,7 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
         label = labels[panel.rows[0], panel.cols[0]]
         rows, cols = np.nonzero(labels == label)
         assert np.array_equal(panel.rows, rows) and np.array_equal(panel.cols, cols)
-        assert np.array_equal(panel.fraction, fraction[rows, cols])
+        assert np.array_equal(panel.measured, fraction[rows, cols])
         assert panel.probability == pytest.approx(peak[rows, cols].max())
         outline = panel.outline(layout)
         assert outline.is_valid and outline.area == len(rows)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from negah import __version__
 from negah.cli import show
+from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
 from negah.cli.probe import ProbeEval, ProbeTrain
@@ -28,6 +29,7 @@ from negah.errors import NegahError
 
 VERBS: dict[str, type[show.Verb]] = {
     "survey": Survey,
+    "calibrate": Calibrate,
     "probe train": ProbeTrain,
     "probe eval": ProbeEval,
     "export": Export,

@@ -49,6 +49,8 @@ class Survey(show.Verb):
     """Polygons (GeoJSON, GeoPackage, GeoParquet) to stay inside of: windows that touch none are not looked at."""
     parcels: Annotated[Path | None, arg(metavar="FILE")] = None
     """Polygons to sum the results up by."""
+    calibration: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Areas calibrated for your region, by `negah calibrate`."""
     m2_per_kw: Annotated[float, arg(metavar="M2")] = 7.29
     """Panel area of one kilowatt: the median of 17,365 installations; newer modules need less."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -71,6 +73,7 @@ class Survey(show.Verb):
         options = Options(
             gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
             m2_per_kw=self.m2_per_kw, precision=self.precision, overwrite=self.overwrite,
+            calibration=self.calibration,
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:
             tasks = {}

@@ -33,6 +33,8 @@ from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
 from negah.runs.record import fingerprint_of, hardware, versions
+from negah.solar.calibration import Calibration
+from negah.solar.calibration import load as load_calibration
 from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Input, Ledger
 from negah.solar.merge import LEVEL, Strip, components, strips
@@ -78,7 +80,7 @@ class Options:
     threshold: probability from which a window has panels; None takes the model's own.
     aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: panel area of one kW.
     precision: "auto" takes bfloat16 where the hardware multiplies it natively.
-    overwrite: discard what an earlier survey left in the folder.
+    overwrite: discard what an earlier survey left in the folder.  calibration: file of `negah calibrate`.
     """
 
     gsd: float | None = None
@@ -89,6 +91,7 @@ class Options:
     m2_per_kw: float = M2_PER_KW
     precision: Precision = "auto"
     overwrite: bool = False
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,7 @@ class Summary:
     kw: float
     surveyed_km2: float
     threshold: float
+    calibration: str | None  # the region that areas were calibrated for
     continued: bool  # some windows were in the ledger already
     seconds: float  # spent on the windows, over all the runs that it took
     windows_per_s: float
@@ -149,6 +153,8 @@ def survey(
         raise InputError(f"--m2-per-kw must be a positive area, not {options.m2_per_kw:g}")
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = fast_bf16(device) if options.precision == "auto" else options.precision == "bf16"
+    calibration = _calibration(options.calibration, detectors, threshold)
+    measure = Measure(threshold, info.area_ratio, calibration)
     batch = BATCHES.get(device.type, 256)
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
@@ -166,7 +172,8 @@ def survey(
         "gsd": options.gsd,
         "overlap": options.overlap,
         "threshold": threshold,
-        "aoi": hashlib.sha256(options.aoi.read_bytes()).hexdigest()[:12] if options.aoi else None,
+        "aoi": _digest(options.aoi),
+        "calibration": _digest(options.calibration),
     }
 
     with ExitStack() as stack:
@@ -195,7 +202,7 @@ def survey(
         done, again = ledger.finished, len(plan.again)
         scorers = [in_bf16(d) for d in detectors] if bf16 else detectors
         score(
-            plan, sources, scorers, ledger, Measure(threshold, info.area_ratio), patch=detector.patch, batch=batch,
+            plan, sources, scorers, ledger, measure, patch=detector.patch, batch=batch,
             region=region, threads=threads, device=device,
             # a chunk that is read again counts for all its windows there, more than the failed ones that it has
             progress=lambda done, total: progress("windows", min(done - again, total), total),
@@ -209,22 +216,21 @@ def survey(
             failures = ledger.failures()
             with assembly.file("failures.csv") as path:
                 write_failures(path, failures)
-            made = _map(plan, ledger, assembly, options, info.area_ratio, region, progress)
+            made = _map(plan, ledger, assembly, options, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
             write_panels(assembly, on_earth, in_pixels)
-            notes = _notes(plan, info.area_ratio, options, made)
+            notes = _notes(plan, measure, options, made)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
-            total = float(areas.sum())
+            total, low, high = _total(areas, ledger, measure)
             seconds = ledger.seconds
             summary = Summary(
                 out=out, report=out / "report.html", sources=len(sources),
                 failed_sources=len(plan.failures), windows=ledger.counts(), windows_with_panels=ledger.found(threshold),
-                panels=len(areas), area_m2=total, area_low=info.area_ratio and total * info.area_ratio[0],
-                area_high=info.area_ratio and total * info.area_ratio[1], kw=total / options.m2_per_kw,
-                surveyed_km2=made.surveyed_m2 / 1e6,
+                panels=len(areas), area_m2=total, area_low=low, area_high=high, kw=total / options.m2_per_kw,
+                surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
             )  # fmt: skip
@@ -319,7 +325,8 @@ def totals(summary: Summary) -> dict[str, str]:
     looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
     bounds = "a first estimate, never compared with true areas"
     if s.area_low is not None and s.area_high is not None:
-        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² (a first estimate)"
+        what = "a first estimate" if s.calibration is None else f"90 %, calibrated: {s.calibration}"
+        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({what})"
     return {
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
@@ -349,11 +356,12 @@ def _map(
     ledger: Ledger,
     assembly: Assembly,
     options: Options,
-    area_ratio: tuple[float, float] | None,
+    measure: Measure,
     region: Region | None,
     progress: Progress,
 ) -> _Made:
-    panels = Panels(plan, m2_per_kw=options.m2_per_kw, area_ratio=area_ratio)
+    interval = measure.calibration.interval if measure.calibration else _first_interval(measure.area_ratio)
+    panels = Panels(plan, m2_per_kw=options.m2_per_kw, interval=interval)
     names = heatmap_names(plan)
     drawn: dict[int, Drawn] = {}
     surveyed = 0.0
@@ -438,6 +446,38 @@ def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Call
     return ledger.plan()
 
 
+def _calibration(path: Path | None, detectors: Sequence[Detector], threshold: float) -> Calibration | None:
+    """Raises InputError where it was made for another detector or threshold: then it corrects other errors."""
+    if path is None:
+        return None
+    found = load_calibration(path)
+    if len(detectors) > 1 or found.model != fingerprint_of(detectors[0])[:12]:
+        raise InputError(f"--calibration {path} was made for another model: make one for this, with `negah calibrate`")
+    if found.threshold != threshold:
+        raise InputError(
+            f"--calibration {path} was made at a threshold of {found.threshold:g}, and this survey's is {threshold:g}: "
+            "give the same to both"
+        )
+    return found
+
+
+def _first_interval(area_ratio: tuple[float, float] | None):
+    """Bounds of first estimates; NaN where nothing is known of them."""
+    low, high = area_ratio or (np.nan, np.nan)
+    return lambda area_m2: (area_m2 * low, area_m2 * high)
+
+
+def _total(areas: np.ndarray, ledger: Ledger, measure: Measure) -> tuple[float, float | None, float | None]:
+    """Panel area of the survey and its bounds."""
+    total = float(areas.sum())
+    if measure.calibration:
+        windows = np.array([window.area_m2 for window in ledger.windows() if window.area_m2], dtype=float)
+        return measure.calibration.total(total, windows)
+    if measure.area_ratio:
+        return total, total * measure.area_ratio[0], total * measure.area_ratio[1]
+    return total, None, None
+
+
 def _check_region(plan: Plan, region: Region | None) -> None:
     """Polygons that lie elsewhere would make a map without panels, which looks like an answer."""
     if region is None:
@@ -483,8 +523,25 @@ def _not_looked_at(summary: Summary) -> list[str]:
     return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
 
 
-def _notes(plan: Plan, area_ratio: tuple[float, float] | None, options: Options, made: _Made) -> list[str]:
-    if area_ratio:
+def _notes(plan: Plan, measure: Measure, options: Options, made: _Made) -> list[str]:
+    calibration, area_ratio = measure.calibration, measure.area_ratio
+    if calibration:
+        low, high = calibration.gsd_m
+        trust = [
+            f"Areas are calibrated on {calibration.windows:,} windows of {calibration.places:,} places with masks "
+            f"(region: {calibration.region or 'unnamed'}): 90 % of the true areas of single windows lie between "
+            "area_low and area_high, if these images are like those.",
+            "The total's range is that of the sum: errors of single windows even out in it, those of the whole region "
+            "do not. It holds for the region that the masks come from. It is corrected for what the masks say was "
+            "missed, so it is not the sum of the panels.",
+        ]
+        apart = [s for s in plan.sources if not low * 0.8 <= s.gsd_m <= high * 1.25]
+        if apart:
+            trust.append(
+                f"{len(apart):,} of the images have pixels of another size than the {low:.3g} to {high:.3g} m that the "
+                f"calibration was made on (first: {apart[0].name}, {apart[0].gsd_m:.3g} m): it may not hold for them."
+            )
+    elif area_ratio:
         trust = [
             "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: "
             f"nine in ten true areas lay between {area_ratio[0]:g} and {area_ratio[1]:g} times the figure given on the "
@@ -538,6 +595,11 @@ def _input(source: Source) -> Input:
     except OSError:
         return Input(source.name, -1, -1)
     return Input(source.name, stat.st_size, stat.st_mtime_ns)
+
+
+def _digest(path: Path | None) -> str | None:
+    """What a file's content is told by in the fingerprint."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path else None
 
 
 def _lies_in(source: Source, out: Path) -> bool:

@@ -8,7 +8,8 @@ the next run; its row says that it failed until its chunk is committed once more
     about    what the figures depend on (the fingerprint), the time spent
     inputs   name, size and time of change of every input, so that an exchanged file is noticed
     sources  the plan: one JSON object per raster
-    windows  one row per window; cells are the panel fractions of its patches as float16, NULL where all are zero
+    windows  one row per window; cells are the panel fractions of its patches as float16, NULL where all are zero;
+             factor is what a calibration multiplies them with where they count for areas
     failures inputs and windows that could not be read, with the reason
 """
 
@@ -25,7 +26,7 @@ from numpy import ndarray
 from negah.errors import OutputError
 from negah.solar.plan import Failure, Plan, PlannedSource
 
-FORMAT = 1
+FORMAT = 2
 FILE = "ledger.sqlite"
 
 SCHEMA = """
@@ -33,7 +34,7 @@ CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE inputs (position INTEGER PRIMARY KEY, name TEXT, size INTEGER, changed INTEGER);
 CREATE TABLE sources (position INTEGER PRIMARY KEY, plan TEXT);
 CREATE TABLE windows (id INTEGER PRIMARY KEY, source INTEGER, status TEXT, probability REAL,
-                      area_m2 REAL, area_low REAL, area_high REAL, cells BLOB);
+                      area_m2 REAL, area_low REAL, area_high REAL, cells BLOB, factor REAL);
 CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
 CREATE INDEX failed ON failures (window);
 """
@@ -53,7 +54,7 @@ class Window(NamedTuple):
     """A finished window.
 
     probability and areas are None unless it was scored, area_low and area_high also where the detector's areas were
-    never compared with true ones.  cells is None where all are zero.
+    never compared with true ones.  cells is None where all are zero; factor makes areas of them, see `survey`.
     """
 
     id: int
@@ -64,6 +65,7 @@ class Window(NamedTuple):
     area_low: float | None = None
     area_high: float | None = None
     cells: bytes | None = None
+    factor: float | None = None
 
     def fractions(self, cells: int) -> Float[ndarray, " patch"]:
         """Panel fraction of each of the window's patches, float32."""
@@ -218,14 +220,14 @@ class Ledger:
                 kept = {k for (k,) in self._all("SELECT id FROM windows WHERE id BETWEEN ? AND ?", *mine)}
                 windows = [window for window in windows if window.id not in kept]
                 failed = [failure for failure in failed if failure[2] not in kept]
-            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?)", windows)
+            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
             self._db.executemany("INSERT INTO failures VALUES (?, ?, ?, ?)", failed)
             self._db.execute("UPDATE about SET value = ? WHERE key = 'seconds'", (json.dumps(self.seconds + seconds),))
 
     def windows(self, first: int = 0, end: int | None = None) -> Iterator[Window]:
         """Finished windows in order, read as they are asked for."""
         rows = self._all(
-            "SELECT id, source, status, probability, area_m2, area_low, area_high, cells FROM windows "
+            "SELECT id, source, status, probability, area_m2, area_low, area_high, cells, factor FROM windows "
             "WHERE id >= ? AND id < ? ORDER BY id",
             first, self.finished if end is None else end,
         )  # fmt: skip
@@ -271,7 +273,7 @@ class Ledger:
         )
 
     def _ranked(self, where: str, *values: float) -> list[Window]:
-        columns = "id, source, status, probability, area_m2, area_low, area_high, cells"
+        columns = "id, source, status, probability, area_m2, area_low, area_high, cells, factor"
         return [Window(*row) for row in self._all(f"SELECT {columns} FROM windows WHERE {where} LIMIT ?", *values)]
 
     def _about(self, key: str):

@@ -30,6 +30,7 @@ class Strip(NamedTuple):
 
     row: int  # of the first
     fraction: Float[ndarray, "row col"]  # panel fraction of each cell
+    measured: Float[ndarray, "row col"]  # the same, as it counts for areas: calibrated, if the survey is
     probability: Float[ndarray, "row col"]  # mean over the windows that cover the cell
     peak: Float[ndarray, "row col"]  # highest probability among them
 
@@ -40,13 +41,13 @@ class Component:
 
     rows: Int[ndarray, " cell"]
     cols: Int[ndarray, " cell"]
-    fraction: Float[ndarray, " cell"]
+    measured: Float[ndarray, " cell"]
     probability: float
 
     def area_px(self, layout: Layout) -> float:
         """Panel area in square source pixels: fraction times the part of each cell inside the raster, summed."""
         width, height = np.diff(layout.x.cell_edges), np.diff(layout.y.cell_edges)
-        return float((self.fraction.astype(float) * width[self.cols] * height[self.rows]).sum())
+        return float((self.measured.astype(float) * width[self.cols] * height[self.rows]).sum())
 
     def outline(self, layout: Layout) -> BaseGeometry:
         """The cells' outline in source pixels; several polygons where cells touch at a corner only."""
@@ -61,17 +62,20 @@ def strips(layout: Layout, windows: Iterable[Window]) -> Iterator[Strip]:
     """The cells of a whole source, from its windows in order (as `Ledger.windows` gives them)."""
     shape = layout.y.cells, layout.x.cells
     width, across = layout.x.cell_count, len(layout.x.starts)
-    base, held = 0, np.zeros((4, 0, width), np.float32)  # sums of fraction, probability; highest probability; count
+    # sums of fraction, probability; highest probability; count; sum of what counts for areas
+    base, held = 0, np.zeros((5, 0, width), np.float32)
     todo = iter(windows)
     for band, (first, end, patch_y) in enumerate(layout.y.cover):
-        held = np.concatenate([held, np.zeros((4, max(0, end - base - held.shape[1]), width), np.float32)], axis=1)
+        held = np.concatenate([held, np.zeros((5, max(0, end - base - held.shape[1]), width), np.float32)], axis=1)
         rows = held[:, first - base : end - base]
         for (left, right, patch_x), window in zip(layout.x.cover, (next(todo) for _ in range(across)), strict=True):
             if window.probability is None:
                 continue
             part = rows[:, :, left:right]
             if window.cells is not None:
-                part[0] += window.fractions(shape[0] * shape[1]).reshape(shape)[patch_y[:, None], patch_x]
+                cells = window.fractions(shape[0] * shape[1]).reshape(shape)[patch_y[:, None], patch_x]
+                part[0] += cells
+                part[4] += cells * np.float32(window.factor or 1)
             part[1] += window.probability
             np.maximum(part[2], window.probability, out=part[2])
             part[3] += 1
@@ -115,10 +119,12 @@ def components(pieces: Iterable[Strip], *, level: float = LEVEL) -> Iterator[Com
         yield _join(parts_left)
 
 
-def _strip(row: int, held: Float[ndarray, "4 row col"]) -> Strip:
+def _strip(row: int, held: Float[ndarray, "5 row col"]) -> Strip:
     count = held[3]
     seen = np.where(count > 0, count, np.nan)
-    return Strip(row, held[0] / seen, held[1] / seen, np.where(count > 0, held[2], np.nan).astype(np.float32))
+    return Strip(
+        row, held[0] / seen, held[4] / seen, held[1] / seen, np.where(count > 0, held[2], np.nan).astype(np.float32)
+    )
 
 
 def _touching(edge: Int[ndarray, " before"], row: Int[ndarray, " col"]) -> set[tuple[int, int]]:
@@ -154,7 +160,7 @@ def _parts(piece: Strip, labels: Int[ndarray, "row col"]) -> dict[int, list[Comp
         int(label[a]): [
             Component(
                 (rows[a:b] + piece.row).astype(np.int32), cols[a:b].astype(np.int32),
-                piece.fraction[rows[a:b], cols[a:b]], float(top),
+                piece.measured[rows[a:b], cols[a:b]], float(top),
             )
         ]
         for a, b, top in zip(starts, ends, peak, strict=True)
@@ -166,5 +172,5 @@ def _join(parts: list[Component]) -> Component:
         return parts[0]
     rows, cols = np.concatenate([p.rows for p in parts]), np.concatenate([p.cols for p in parts])
     order = np.lexsort((cols, rows))
-    fraction = np.concatenate([p.fraction for p in parts])
-    return Component(rows[order], cols[order], fraction[order], max(p.probability for p in parts))
+    measured = np.concatenate([p.measured for p in parts])
+    return Component(rows[order], cols[order], measured[order], max(p.probability for p in parts))

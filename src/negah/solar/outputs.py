@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -216,12 +216,16 @@ class Drawn(NamedTuple):
     probability: Float[ndarray, " panel"]
 
 
+Interval = Callable[[Float[ndarray, " n"]], tuple[Float[ndarray, " n"], Float[ndarray, " n"]]]
+"""From areas to their bounds."""
+
+
 class Panels:
     """The panels of a survey, gathered source by source (about 2 kB each), then written."""
 
-    def __init__(self, plan: Plan, *, m2_per_kw: float, area_ratio: tuple[float, float] | None):
+    def __init__(self, plan: Plan, *, m2_per_kw: float, interval: Interval):
         self._m2_per_kw = m2_per_kw
-        self._area_ratio = area_ratio or (np.nan, np.nan)
+        self._interval = interval
         self._groups: dict[str | None, list[tuple[ndarray, dict[str, ndarray]]]] = {
             source.crs: [] for source in plan.sources
         }
@@ -281,11 +285,12 @@ class Panels:
             return np.concatenate(values) if values else np.zeros(0)
 
         area = column("area_m2")
+        low, high = self._interval(area)
         data = {
             "source": pd.Series(column("source"), dtype="str"),
             "area_m2": area,
-            "area_low": area * self._area_ratio[0],
-            "area_high": area * self._area_ratio[1],
+            "area_low": low,
+            "area_high": high,
             "kw": area / self._m2_per_kw,
             "probability": column("probability"),
         }

@@ -25,8 +25,10 @@ from numpy import ndarray
 from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.probe.attentive import Reading
+from negah.solar.calibration import Calibration
 from negah.solar.footprint import footprint, mean_footprint
 from negah.solar.ledger import Ledger, Window, pack
+from negah.solar.merge import LEVEL
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
 from negah.solar.regions import Region
 
@@ -46,10 +48,12 @@ class Measure:
     """How readings become figures.
 
     threshold: probability from which a window has panels.  area_ratio: factors that bound an area at 90 %, if known.
+    calibration: takes the place of both the first estimate and these factors.
     """
 
     threshold: float
-    area_ratio: tuple[float, float] | None
+    area_ratio: tuple[float, float] | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass
@@ -284,9 +288,11 @@ def _score_chunk(
             loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
         cells_m2 = _cell_areas([(s, i) for s, i, look in chunk.windows if look])
         area = fraction.sum(1, dtype=np.float64) * cells_m2
+        low, high, factor = _measured(area, fraction, probability, cells_m2, measure)
     else:
         probability = area = np.zeros(count)
         fraction = np.zeros((count, 1), np.float32)
+        low = high = factor = [None] * count
 
     rows, failed, place = [], [], -1
     for source, index, look in chunk.windows:
@@ -301,12 +307,30 @@ def _score_chunk(
         elif place in loaded.empty:
             rows.append(Window(number, source.position, "nodata"))
         else:
-            m2 = float(area[place])
             status = "ok" if source.in_range else "gsd-out-of-range"
-            low, high = (m2 * factor for factor in measure.area_ratio) if measure.area_ratio else (None, None)
-            figures = float(probability[place]), m2, low, high
-            rows.append(Window(number, source.position, status, *figures, pack(fraction[place])))
+            figures = float(probability[place]), float(area[place]), low[place], high[place]
+            rows.append(Window(number, source.position, status, *figures, pack(fraction[place]), factor[place]))
     return rows, failed
+
+
+def _measured(
+    area: Float[ndarray, " batch"], fraction: Float[ndarray, "batch patch"], probability: Float[ndarray, " batch"],
+    cells_m2: Float[ndarray, " batch"], measure: Measure,
+) -> tuple[list, list, list]:  # fmt: skip
+    """Bounds of each window's area, and the factor that makes areas of its cells; a calibration changes `area` itself.
+
+    Only cells from LEVEL on belong to a panel, so they carry the whole calibrated area of their window: the panels of a
+    survey sum to its windows.
+    """
+    if measure.calibration is None:
+        ratio = measure.area_ratio
+        low, high = ((area * r).tolist() for r in ratio) if ratio else ([None] * len(area), [None] * len(area))
+        return low, high, [None] * len(area)
+    area[:] = measure.calibration.area(area, probability.astype(float))
+    drawn = np.where(fraction >= LEVEL, fraction, 0).sum(1, dtype=np.float64) * cells_m2
+    factor = np.divide(area, drawn, out=np.ones(len(area)), where=drawn > 0)
+    low, high = measure.calibration.interval(area)
+    return low.tolist(), high.tolist(), factor.tolist()
 
 
 def _cell_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " batch"]:

@@ -1,0 +1,88 @@
+"""`negah calibrate`: make the survey's areas right for a region, from masks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from negah.cli import show
+
+
+@dataclass(kw_only=True)
+class Calibrate(show.Verb):
+    """Calibrate the survey's areas for your region, from some tens of masks.
+
+    Compares what the detector estimates with masks of the true panels, window by window, and writes what corrects it,
+    with intervals that hold 90 % of the true areas of such windows. `negah survey --calibration` uses it.
+
+    Pictures and masks lie in images/ and masks/ under the same names, or beside each other (town.tif, town_mask.tif). A
+    mask has the size of its picture and 8 bits: 0 and 1, or 0 to 255 for the share of each pixel that is panel.
+
+    Exit status 3: done, but some pictures or masks could not be used.
+
+    Example:
+        negah calibrate --masks masks/ --region Jiangsu --gsd 0.1 --out jiangsu.json
+        negah survey town.tif --out map --calibration jiangsu.json
+    """
+
+    masks: Annotated[Path, arg(metavar="FOLDER")]
+    """Pictures and their masks."""
+    out: Annotated[Path, arg(metavar="FILE")]
+    """The calibration (JSON)."""
+    region: str = ""
+    """What the region is called; the survey's report repeats it."""
+    model: Annotated[str, arg(metavar="NAME")] = "negah/aerial-tiny"
+    """Detector: a bundled name or a .safetensors file."""
+    gsd: Annotated[float | None, arg(metavar="M")] = None
+    """Metres per pixel, for pictures that do not say."""
+    threshold: Annotated[float | None, arg(metavar="P")] = None
+    """Probability from which a window counts as having panels (default: the model's own)."""
+    distance: Annotated[float, arg(metavar="M")] = 500.0
+    """Windows nearer to each other than this many metres are of one place: they stand on one side of every split."""
+    seed: int = 0
+    """Of the folds and the bootstrap."""
+
+    def run(self) -> int:
+        """Calibrate, then print how far the areas are off before and after."""
+        from negah.probe import load
+        from negah.runs.calibrate import calibrate
+        from negah.runs.record import compute_device
+
+        detector = load(self.model).to(compute_device())
+        with show.progress(quiet=self.json) as bar:
+            tasks = {}
+
+            def progress(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = bar.add_task(stage, total=total)
+                bar.update(tasks[stage], completed=done)
+
+            result = calibrate(
+                self.masks, self.out, detector, region=self.region, gsd=self.gsd, threshold=self.threshold,
+                distance_m=self.distance, seed=self.seed, given={"model": self.model, "gsd": self.gsd},
+                progress=progress,
+            )  # fmt: skip
+        if self.json:
+            show.as_json(result)
+        else:
+            made, seen = result.calibration, result.assessment
+            low, high = made.gsd_m
+            show.table(
+                [
+                    ("windows with masks", f"{made.windows:,}", f"of {made.places:,} places"),
+                    ("median error of an area", f"{seen.median_error:.0%}", f"{seen.median_error_before:.0%} before"),
+                    ("error of the sum", f"{seen.bias:+.0%}", f"{seen.bias_before:+.0%} before"),
+                    ("inside the 90 % interval", f"{seen.coverage:.0%}", f"median width {seen.width:.0%} of the area"),
+                    ("made for", f"{low:.3g} to {high:.3g} m per pixel", made.region),
+                ],
+                title="Calibration, of places that took no part in it",
+            )
+            for note in result.notes:
+                show.warning(note)
+            for name, why in result.failures[:10]:
+                show.warning(f"{name}: {why}")
+            if len(result.failures) > 10:
+                show.warning(f"{len(result.failures) - 10} more could not be used")
+            show.stdout().print(f"calibration: {result.path}")
+        return 3 if result.failures else 0

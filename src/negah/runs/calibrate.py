@@ -1,0 +1,244 @@
+"""`negah calibrate`: pictures with masks of their panels in, a calibration of the survey's areas out.
+
+The windows are laid out, read and scored by the survey's own loop, so what is calibrated is what a survey estimates;
+then the mask says of each window how much panel it holds.
+"""
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import pyproj
+from jaxtyping import Int
+from numpy import ndarray
+
+from negah import __version__
+from negah.errors import InputError, NegahError, OutputError
+from negah.images.bands import gdal_settings
+from negah.images.sources import Source, find_sources
+from negah.probe.detector import Detector, in_bf16
+from negah.probe.splits import NEIGHBOUR_M, location_groups
+from negah.runs.record import fingerprint_of, hardware, versions
+from negah.runs.survey import Precision
+from negah.solar import calibration
+from negah.solar.calibration import Assessment, Calibration, Compared
+from negah.solar.ledger import Input, Ledger
+from negah.solar.plan import PlannedSource, make_plan
+from negah.solar.regions import apply
+from negah.solar.survey import Measure, fast_bf16, score
+
+MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
+BATCH = 16
+Progress = Callable[[str, int, int], None]
+
+
+class Pair(NamedTuple):
+    """A picture and the mask of its panels."""
+
+    picture: Source
+    mask: Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A calibration, and what the windows say of it when their places take no part."""
+
+    path: Path
+    calibration: Calibration
+    assessment: Assessment
+    notes: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def calibrate(
+    masks: Path,
+    out: Path,
+    detector: Detector,
+    *,
+    region: str = "",
+    gsd: float | None = None,
+    threshold: float | None = None,
+    distance_m: float = NEIGHBOUR_M,
+    precision: Precision = "auto",
+    seed: int = 0,
+    given: Mapping[str, object] = MappingProxyType({}),
+    progress: Progress = lambda stage, done, total: None,
+) -> Result:
+    """Compare the survey's estimates with masks, and write what corrects them to `out` (JSON).
+
+    masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd: metres per pixel of
+    pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  distance_m:
+    windows nearer than this are of one place; without a CRS each picture is one.  precision: as in a survey.
+    given: what else was asked for.
+
+    Raises InputError where nothing can be calibrated, OutputError where `out` cannot be written.  A mask that does not
+    fit its picture is left out and listed.
+    """
+    started = datetime.datetime.now(datetime.UTC)
+    threshold = detector.info.threshold if threshold is None else threshold
+    pairs, failures = pairs_of(masks)
+    windows, kept, notes, more = compare(
+        pairs, detector, gsd=gsd, threshold=threshold, distance_m=distance_m, precision=precision, progress=progress
+    )
+    failures += more
+    made = calibration.calibrate(
+        windows, model=fingerprint_of(detector)[:12], threshold=threshold, region=region,
+        gsd_m=(min(s.gsd_m for s in kept), max(s.gsd_m for s in kept)), seed=seed,
+    )  # fmt: skip
+    assessment = calibration.assess(windows, seed=seed)
+    about = {
+        "negah": __version__,
+        "started": started.isoformat(timespec="seconds"),
+        "arguments": {"masks": str(masks), **{k: str(v) for k, v in given.items()}},
+        "seed": seed,
+        "detector": detector.info.name,
+        "when its places take no part": asdict(assessment),
+        "versions": versions(),
+        "hardware": hardware(next(detector.parameters()).device),
+    }
+    try:
+        calibration.save(made, out, about=about)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
+    return Result(path=out, calibration=made, assessment=assessment, notes=notes, failures=failures)
+
+
+def pairs_of(folder: Path) -> tuple[list[Pair], list[tuple[str, str]]]:
+    """Pictures with their masks, and (name, why) of those that lack the other.
+
+    Either the folder holds images/ and masks/ (folders or archives) whose files have the same names but for their
+    endings, or a mask lies beside its picture and has "_mask" behind its name: town.tif, town_mask.tif.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--masks {folder} is no folder: give one that holds pictures and their masks")
+    apart = {name: sorted(folder.glob(f"{name}*")) for name in ("images", "masks")}
+    if apart["images"] and apart["masks"]:
+        pictures = {stem_of(s): s for s in find_sources([str(path) for path in apart["images"]])}
+        masks = {stem_of(s): s for s in find_sources([str(path) for path in apart["masks"]])}
+    else:
+        found = {stem_of(s): s for s in find_sources([str(folder)])}
+        masks = {stem.removesuffix(MASK): s for stem, s in found.items() if stem.endswith(MASK)}
+        pictures = {stem: s for stem, s in found.items() if not stem.endswith(MASK)}
+    alone = [(pictures[stem].name, "it has no mask") for stem in pictures.keys() - masks.keys()]
+    alone += [(masks[stem].name, "it is a mask without a picture") for stem in masks.keys() - pictures.keys()]
+    pairs = [Pair(pictures[stem], masks[stem]) for stem in sorted(pictures.keys() & masks.keys())]
+    if not pairs:
+        raise InputError(
+            f"--masks {folder} holds no pair of a picture and a mask: put them into images/ and masks/ under the same "
+            f"names, or beside each other as town.tif and town{MASK}.tif"
+        )
+    return pairs, sorted(alone)
+
+
+def stem_of(source: Source) -> str:
+    """A source's file name without its ending."""
+    return Path(source.name).stem
+
+
+def compare(
+    pairs: Sequence[Pair], detector: Detector, *, gsd: float | None, threshold: float, distance_m: float,
+    precision: Precision, progress: Progress,
+) -> tuple[Compared, list[PlannedSource], list[str], list[tuple[str, str]]]:  # fmt: skip
+    """Estimate and truth of every window, the sources they come from, notes, and (name, why) of what failed."""
+    pictures = [pair.picture for pair in pairs]
+    device = next(detector.parameters()).device
+    bf16 = fast_bf16(device) if precision == "auto" else precision == "bf16"
+    scorer = in_bf16(detector) if bf16 else detector
+    estimates, seen, ground, places, kept, failures = [], [], [], [], [], []
+    with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
+        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd=gsd)
+        failures += [(failure.source, failure.reason) for failure in plan.failures]
+        with Ledger(Path(folder)) as ledger:
+            ledger.begin({}, [Input(source.name, -1, -1) for source in pictures], plan)
+            score(
+                plan, pictures, [scorer], ledger, Measure(threshold, None), patch=detector.patch, batch=BATCH,
+                device=device, progress=lambda done, total: progress("windows", done, total),
+            )  # fmt: skip
+            failures += [(failure.source, failure.reason) for failure in ledger.failures() if failure.windows]
+            for count, source in enumerate(plan.sources):
+                progress("masks", count, len(plan.sources))
+                mask = pairs[source.position].mask
+                try:
+                    values = list(mask_values(mask, source))
+                except NegahError as error:
+                    failures.append((mask.name, str(error)))
+                    continue
+                kept.append(source)
+                windows = ledger.windows(source.first, source.first + len(source.layout))
+                for index, (window, value) in enumerate(zip(windows, values, strict=True)):
+                    if window.probability is None:
+                        continue
+                    estimates.append((window.area_m2, window.probability))
+                    seen.append(value)
+                    ground.append(window_m2(source, index))
+                    places.append(centre_of(source, index))
+            progress("masks", len(plan.sources), len(plan.sources))
+    if not estimates:
+        raise InputError(f"no picture could be compared with its mask (first: {failures[0][0]}: {failures[0][1]})")
+    means, highest = np.array(seen).T
+    share, notes = means / (1 if highest.max() <= 1 else 255), []  # masks of 0 and 1, or of 0 to 255
+    if not share.any():
+        raise InputError("all masks are empty: a calibration needs some with panels")
+    if full := int((share > 0.999).sum()):
+        notes.append(f"{full} windows are all panel by their masks: are those masks inverted?")
+    place = places_of(places, distance_m)
+    if place.max() == 0:
+        notes.append("all windows are of one place: how far the areas of another one are off is not known")
+    area, probability = np.array(estimates, dtype=float).T
+    return Compared(area, probability, share * np.array(ground), place), kept, notes, failures
+
+
+def mask_values(mask: Source, source: PlannedSource) -> Iterator[tuple[float, int]]:
+    """Mean and highest value of the mask in each window of its picture.
+
+    Raises InputError where the mask has another size, CRS or place, or is not of 8 bits.
+    """
+    with mask.open() as raster:
+        if (raster.width, raster.height) != (source.width, source.height):
+            raise InputError(
+                f"{mask.name} has {raster.width} x {raster.height} px and its picture {source.width} x {source.height}"
+            )
+        if raster.crs is not None and source.crs is not None:
+            if not pyproj.CRS(raster.crs.to_wkt()).equals(pyproj.CRS(source.crs), ignore_axis_order=True):
+                raise InputError(f"{mask.name} has another CRS than its picture: warp it onto the picture first")
+            pixels = ~source.affine * raster.transform if raster.transform else source.affine
+            corners = apply(pixels, np.array([[0.0, 0.0], [source.width, source.height]]))
+            if np.abs(corners - [[0, 0], [source.width, source.height]]).max() > 0.5:
+                raise InputError(f"{mask.name} lies elsewhere than its picture: warp it onto the picture first")
+        if raster.stretch is not None:
+            raise InputError(f"{mask.name} is not of 8 bits: give 0 and 1, or 0 to 255 for the share of each pixel")
+        for index in range(len(source.layout)):
+            values = raster.read(source.layout.box(index)).rgb[..., 0]
+            yield float(values.mean()), int(values.max())
+
+
+def window_m2(source: PlannedSource, index: int) -> float:
+    """Ground area of a window."""
+    box = source.layout.box(index)
+    middle = np.array([box.col + box.width / 2]), np.array([box.row + box.height / 2])
+    return float(source.ground.pixel_m2(*middle)[0]) * box.width * box.height
+
+
+def centre_of(source: PlannedSource, index: int) -> tuple[float, float, int]:
+    """Latitude, longitude (NaN without a CRS) of a window's centre, and its source."""
+    if source.crs is None:
+        return np.nan, np.nan, source.position
+    box = source.layout.box(index)
+    xy = apply(source.affine, np.array([[box.col + box.width / 2, box.row + box.height / 2]]))
+    lon, lat = pyproj.Transformer.from_crs(source.crs, "EPSG:4326", always_xy=True).transform(*xy[0])
+    return float(lat), float(lon), source.position
+
+
+def places_of(centres: Sequence[tuple[float, float, int]], distance_m: float) -> Int[ndarray, " n"]:
+    """The place of each window: neighbours on earth are one, and so is a picture without a CRS."""
+    lat, lon, source = np.array(centres, dtype=float).T
+    place, known = np.zeros(len(source), dtype=np.int64), np.isfinite(lat)
+    if known.any():
+        place[known] = location_groups(lat[known], lon[known], distance_m=distance_m)
+    place[~known] = np.unique(source[~known], return_inverse=True)[1] + place.max() + 1
+    return np.unique(place, return_inverse=True)[1]
