@@ -50,7 +50,7 @@ def main() -> None:
     assert not failures and len(kept) == len(rows) == len(windows.place), failures
     windows = windows._replace(place=place)
     found = []
-    for name, which in (("kept aside", aside), ("all", np.ones(len(rows), bool))):
+    for name, which in (("kept_aside", aside), ("all", np.ones(len(rows), bool))):
         some = windows.of(which)
         seen = [assess(some, seed=seed) for seed in range(REPEATS)]
         figures = {key: float(np.mean([asdict(s)[key] for s in seen])) for key in asdict(seen[0])}
