@@ -187,6 +187,10 @@ def compare(
     if full := int((share > 0.999).sum()):
         notes.append(f"{full} windows are all panel by their masks: are those masks inverted?")
     place = places_of(places, distance_m)
+    if any(source.crs is None for source in kept):
+        notes.append(
+            "pictures without a CRS count as a place each: if some lie side by side, the intervals are too narrow"
+        )
     if place.max() == 0:
         notes.append("all windows are of one place: how far the areas of another one are off is not known")
     area, probability = np.array(estimates, dtype=float).T
