@@ -220,7 +220,9 @@ class Block(nn.Module):
     def residual(self, x: Tensor, branch) -> Tensor:
         """x + branch(x); in training only for the rows that stochastic depth keeps, scaled so that the mean stays."""
         if not self.training or self.drop_path == 0:
-            return x + branch(x)
+            y = branch(x)
+            # Outside of training in place, and in one type first: mixed sums of bfloat16 and float32 are slow on CPUs.
+            return x + y if y.requires_grad else y.to(x.dtype).add_(x)
         batch = len(x)
         kept = max(1, round(batch * (1 - self.drop_path)))
         rows = torch.randperm(batch, device=x.device)[:kept]
