@@ -103,6 +103,13 @@ def test_a_survey_takes_its_areas_from_it(masks, tmp_path):
     assert summary.area_low < summary.area_m2 < summary.area_high
     assert summary.panels == plain.panels  # what is a panel does not change, only how large it is
     assert any("calibrated on 96 windows of 6 places" in note for note in summary.notes)
+    assert not any("it may not hold" in note for note in summary.notes)
+    full = np.full_like(image, 255)  # more panel in a window than any mask had
+    write(tmp_path / "full.tif", full)
+    full_of_panel = survey(
+        [str(tmp_path / "full.tif")], tmp_path / "full", [Half()], Options(precision="fp32", calibration=out)
+    )
+    assert any("36 windows hold more than" in note for note in full_of_panel.notes)
     with pytest.raises(Exception, match="another survey"):
         survey([str(tmp_path / "new.tif")], tmp_path / "map", [Half()], Options(precision="fp32"))
 

@@ -235,7 +235,7 @@ def test_a_panel_of_two_outlines_is_one_panel():
     squares = [np.array([[x, x], [x + 4, x], [x + 4, x + 4], [x, x + 4]], float) for x in (0, 4)]
     one = Overview("a.tif", picture(40, 30, 0), np.zeros((3, 4), np.float32), squares, ["20 m²"] * 2, 1.0, panels=1)
     page = Page(render(Report(title="a", totals={}, threshold=0.5, overviews=[one])))
-    assert "1 panel," in page.text and "2 " not in page.text.split("1 panel,")[0][-20:]
+    assert "1 panel," in page.text and "2 panels" not in page.text
 
 
 def test_the_largest_outlines_are_the_ones_kept():

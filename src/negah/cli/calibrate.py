@@ -51,17 +51,9 @@ class Calibrate(show.Verb):
 
         detector = load(self.model).to(compute_device())
         with show.progress(quiet=self.json) as bar:
-            tasks = {}
-
-            def progress(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage, total=total)
-                bar.update(tasks[stage], completed=done)
-
             result = calibrate(
                 self.masks, self.out, detector, region=self.region, gsd=self.gsd, threshold=self.threshold,
-                distance_m=self.distance, seed=self.seed, given={"model": self.model, "gsd": self.gsd},
-                progress=progress,
+                distance_m=self.distance, seed=self.seed, given={"model": self.model}, progress=show.stages(bar),
             )  # fmt: skip
         if self.json:
             show.as_json(result)
@@ -80,9 +72,6 @@ class Calibrate(show.Verb):
             )
             for note in result.notes:
                 show.warning(note)
-            for name, why in result.failures[:10]:
-                show.warning(f"{name}: {why}")
-            if len(result.failures) > 10:
-                show.warning(f"{len(result.failures) - 10} more could not be used")
+            show.failures(result.failures, more="more could not be used")
             show.stdout().print(f"calibration: {result.path}")
         return 3 if result.failures else 0

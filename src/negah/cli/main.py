@@ -122,9 +122,8 @@ def parse(name: str, args: Sequence[str]) -> show.Verb:
 def complaint(box: str) -> str:
     """What tyro says is wrong with the arguments, out of the box that it draws around it, on one line."""
     lines = [line.strip("│╭╮╰╯|+ ") for line in box.splitlines()]
-    rules = [
-        i for i, line in enumerate(lines) if "────" in line or "----" in line
-    ]  # the latter where there is no UTF-8
+    # Without UTF-8 the box is drawn in ASCII.
+    rules = [i for i, line in enumerate(lines) if "────" in line or "----" in line]
     first = rules[0] + 1 if rules else 0
     last = next((i for i in rules if i >= first), len(lines))
     text = " ".join(line for line in lines[first:last] if line)

@@ -178,10 +178,7 @@ def _report(result: "Result", *, as_json: bool) -> int:
         show.stdout().print(f"detector: {result.model}")
     for note in result.notes:
         show.warning(note)
-    for name, reason in result.failures[:10]:
-        show.warning(f"left out {name}: {reason}")
-    if len(result.failures) > 10:
-        show.warning(f"{len(result.failures) - 10} more images were left out")
+    show.failures([(f"left out {name}", why) for name, why in result.failures], more="more images were left out")
     return status
 
 

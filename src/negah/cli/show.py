@@ -9,16 +9,18 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+FAILURES = 10  # that are told one by one
 
 
 class Paper(Console):
@@ -87,6 +89,19 @@ def progress(*, quiet: bool = False) -> Progress:
     return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
 
 
+def stages(bar: Progress) -> Callable[[str, int, int], None]:
+    """What a run calls with (stage, done, total): each stage becomes a line of the bar when it begins."""
+    tasks: dict[str, TaskID] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = bar.add_task(stage, total=total)
+            bar.reset(tasks[stage], total=total, completed=done)  # continued: the rate is that of this run
+        bar.update(tasks[stage], completed=done)
+
+    return advance
+
+
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), title: str = "") -> None:
     """Print rows on stdout; a column whose cells are all numbers is set flush right."""
     body = [list(row) for row in rows]
@@ -122,6 +137,14 @@ def error(message: str) -> None:
 def warning(message: str) -> None:
     """Print one line on stderr, marked as a warning."""
     print(f"negah: warning: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def failures(found: Sequence[tuple[str, str]], *, more: str) -> None:
+    """Warn of what failed, (what, why), the first ten; `more` says the rest, after their number."""
+    for what, why in found[:FAILURES]:
+        warning(f"{what}: {why}")
+    if len(found) > FAILURES:
+        warning(f"{len(found) - FAILURES} {more}")
 
 
 def printable(value: object) -> str:

@@ -76,16 +76,8 @@ class Survey(show.Verb):
             calibration=self.calibration,
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:
-            tasks = {}
-
-            def progress(stage: str, done: int, total: int) -> None:
-                if stage not in tasks:
-                    tasks[stage] = bar.add_task(stage, total=total)
-                    bar.reset(tasks[stage], total=total, completed=done)  # continued: the rate is that of this run
-                bar.update(tasks[stage], completed=done)
-
             given = {"model": self.model} if self.head is None else {"backbone": self.backbone, "head": self.head}
-            summary = survey(self.paths, out, [detector], options, given=given, progress=progress)
+            summary = survey(self.paths, out, [detector], options, given=given, progress=show.stages(bar))
         if self.json:
             show.as_json(summary_dict(summary))
         else:
@@ -93,10 +85,8 @@ class Survey(show.Verb):
                 [(label, *value.partition("\n")[::2]) for label, value in totals(summary).items()],
                 title="Solar panels",
             )
-            for failure in summary.failures[:10]:
-                show.warning(f"{failure.source}: {failure.reason}")
-            if len(summary.failures) > 10:
-                show.warning(f"{len(summary.failures) - 10} more failed: see {out / 'failures.csv'}")
+            failed = [(failure.source, failure.reason) for failure in summary.failures]
+            show.failures(failed, more=f"more failed: see {out / 'failures.csv'}")
             show.stdout().print(f"report: {summary.report}")
         return 0 if summary.complete else 3
 

@@ -24,16 +24,15 @@ from negah.images.sources import Source, find_sources
 from negah.probe.detector import Detector, in_bf16
 from negah.probe.splits import NEIGHBOUR_M, location_groups
 from negah.runs.record import fingerprint_of, hardware, versions
-from negah.runs.survey import Precision
+from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
 from negah.solar.calibration import Assessment, Calibration, Compared
 from negah.solar.ledger import Input, Ledger
 from negah.solar.plan import PlannedSource, make_plan
 from negah.solar.regions import apply
-from negah.solar.survey import Measure, fast_bf16, score
+from negah.solar.survey import Measure, score
 
 MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
-BATCH = 16
 Progress = Callable[[str, int, int], None]
 
 
@@ -94,7 +93,16 @@ def calibrate(
     about = {
         "negah": __version__,
         "started": started.isoformat(timespec="seconds"),
-        "arguments": {"masks": str(masks), **{k: str(v) for k, v in given.items()}},
+        "arguments": {
+            "masks": str(masks),
+            "out": str(out),
+            "region": region,
+            "gsd": gsd,
+            "threshold": threshold,
+            "distance_m": distance_m,
+            "precision": precision,
+            **given,
+        },
         "seed": seed,
         "detector": detector.info.name,
         "when its places take no part": asdict(assessment),
@@ -147,8 +155,7 @@ def compare(
     """Estimate and truth of every window, the sources they come from, notes, and (name, why) of what failed."""
     pictures = [pair.picture for pair in pairs]
     device = next(detector.parameters()).device
-    bf16 = fast_bf16(device) if precision == "auto" else precision == "bf16"
-    scorer = in_bf16(detector) if bf16 else detector
+    scorer = in_bf16(detector) if uses_bf16(precision, device) else detector
     estimates, seen, ground, places, kept, failures = [], [], [], [], [], []
     with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
         plan = make_plan(pictures, detector.info, patch=detector.patch, gsd=gsd)
@@ -156,8 +163,9 @@ def compare(
         with Ledger(Path(folder)) as ledger:
             ledger.begin({}, [Input(source.name, -1, -1) for source in pictures], plan)
             score(
-                plan, pictures, [scorer], ledger, Measure(threshold, None), patch=detector.patch, batch=BATCH,
-                device=device, progress=lambda done, total: progress("windows", done, total),
+                plan, pictures, [scorer], ledger, Measure(threshold), patch=detector.patch,
+                batch=BATCHES.get(device.type, 256), device=device,
+                progress=lambda done, total: progress("windows", done, total),
             )  # fmt: skip
             failures += [(failure.source, failure.reason) for failure in ledger.failures() if failure.windows]
             for count, source in enumerate(plan.sources):

@@ -152,7 +152,7 @@ def survey(
     if not options.m2_per_kw > 0:
         raise InputError(f"--m2-per-kw must be a positive area, not {options.m2_per_kw:g}")
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    bf16 = fast_bf16(device) if options.precision == "auto" else options.precision == "bf16"
+    bf16 = uses_bf16(options.precision, device)
     calibration = _calibration(options.calibration, detectors, threshold)
     measure = Measure(threshold, info.area_ratio, calibration)
     batch = BATCHES.get(device.type, 256)
@@ -219,7 +219,7 @@ def survey(
             made = _map(plan, ledger, assembly, options, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
             write_panels(assembly, on_earth, in_pixels)
-            notes = _notes(plan, measure, options, made)
+            notes = _notes(plan, ledger, measure, options, made)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
@@ -280,6 +280,11 @@ def survey(
                     "totals": summary_dict(summary),
                 })  # fmt: skip
     return summary
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a survey on this device multiplies in bfloat16."""
+    return fast_bf16(device) if precision == "auto" else precision == "bf16"
 
 
 def detector_of(model: str, *, backbone: str | None = None, head: Path | None = None) -> Detector:
@@ -523,7 +528,7 @@ def _not_looked_at(summary: Summary) -> list[str]:
     return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
 
 
-def _notes(plan: Plan, measure: Measure, options: Options, made: _Made) -> list[str]:
+def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, made: _Made) -> list[str]:
     calibration, area_ratio = measure.calibration, measure.area_ratio
     if calibration:
         low, high = calibration.gsd_m
@@ -540,6 +545,12 @@ def _notes(plan: Plan, measure: Measure, options: Options, made: _Made) -> list[
             trust.append(
                 f"{len(apart):,} of the images have pixels of another size than the {low:.3g} to {high:.3g} m that the "
                 f"calibration was made on (first: {apart[0].name}, {apart[0].gsd_m:.3g} m): it may not hold for them."
+            )
+        largest = calibration.sizes_m2[1]
+        if larger := sum((window.area_m2 or 0) > largest for window in ledger.windows()):
+            trust.append(
+                f"{larger:,} windows hold more than {largest:,.0f} m², the most that any did on which the calibration "
+                "was made: it may not hold for them."
             )
     elif area_ratio:
         trust = [
