@@ -137,6 +137,7 @@ def test_masks_of_zero_and_one_in_their_own_folder(masks, tmp_path):
     assert b.calibration.fit.area(np.array([50.0]), np.array([0.5]))[0] == pytest.approx(
         a.calibration.fit.area(np.array([50.0]), np.array([0.5]))[0], rel=1e-3
     )
+    assert b.calibration.cells.bias == pytest.approx(a.calibration.cells.bias, abs=0.01)
     assert b.calibration.places == 6  # without a CRS each picture is a place
     assert not a.notes and any("count as a place each" in note for note in b.notes)
 

@@ -48,7 +48,7 @@ def test_a_window_does_not_depend_on_its_batch_mates():
     )
     together = footprint(batch, threshold=0.3)
     for k in range(5):
-        alone = footprint(Reading(*(field[k : k + 1] for field in batch)), threshold=0.3)
+        alone = footprint(Reading(*(field[k : k + 1] for field in batch[:3])), threshold=0.3)
         torch.testing.assert_close(alone.fraction[0], together.fraction[k])  # vectorised sigmoids round differently
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -38,6 +38,10 @@ class Calibrate(show.Verb):
     """Metres per pixel, for pictures that do not say."""
     threshold: Annotated[float | None, arg(metavar="P")] = None
     """Probability from which a window counts as having panels (default: the model's own)."""
+    zoom: Literal[1, 2] = 2
+    """How often windows with panels are enlarged for the closer look: 1 is four times as fast and half as fine."""
+    evidence: Literal["labels", "masks"] = "labels"
+    """Where the evidence of each patch comes from: the head as image labels taught it, or read anew from the masks."""
     distance: Annotated[float, arg(metavar="M")] = 500.0
     """Windows nearer to each other than this many metres are of one place: they stand on one side of every split."""
     seed: int = 0
@@ -53,7 +57,8 @@ class Calibrate(show.Verb):
         with show.progress(quiet=self.json) as bar:
             result = calibrate(
                 self.masks, self.out, detector, region=self.region, gsd=self.gsd, threshold=self.threshold,
-                distance_m=self.distance, seed=self.seed, given={"model": self.model}, progress=show.stages(bar),
+                zoom=self.zoom, from_masks=self.evidence == "masks", distance_m=self.distance,
+                seed=self.seed, given={"model": self.model}, progress=show.stages(bar),
             )  # fmt: skip
         if self.json:
             show.as_json(result)
@@ -63,6 +68,7 @@ class Calibrate(show.Verb):
             show.table(
                 [
                     ("windows with masks", f"{made.windows:,}", f"of {made.places:,} places"),
+                    ("outlines on masks", f"IoU {seen.iou:.2f}", "of windows with a find"),
                     ("median error of an area", f"{seen.median_error:.0%}", f"{seen.median_error_before:.0%} before"),
                     ("error of the sum", f"{seen.bias:+.0%}", f"{seen.bias_before:+.0%} before"),
                     ("inside the 90 % interval", f"{seen.coverage:.0%}", f"median width {seen.width:.0%} of the area"),
@@ -70,8 +76,17 @@ class Calibrate(show.Verb):
                 ],
                 title="Calibration, of places that took no part in it",
             )
+            if made.audit is not None:
+                show.table(
+                    [
+                        (head.name, f"{head.pointing:.0%} points at panels, IoU {head.iou:.2f}",
+                         f"{head.inside:.0%} of its attention on panels, {head.sink:.0%} on nothing")
+                        for head in made.audit.heads
+                    ],
+                    title=f"Where the heads look; panels cover {made.audit.covered:.0%} of these windows",
+                )  # fmt: skip
             for note in result.notes:
                 show.warning(note)
             show.failures(result.failures, more="more could not be used")
-            show.stdout().print(f"calibration: {result.path}")
+            show.stdout().print(f"calibration: {result.path}\npictures: {result.pictures}")
         return 3 if result.failures else 0

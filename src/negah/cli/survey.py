@@ -51,8 +51,16 @@ class Survey(show.Verb):
     """Polygons to sum the results up by."""
     calibration: Annotated[Path | None, arg(metavar="FILE")] = None
     """Areas calibrated for your region, by `negah calibrate`."""
-    m2_per_kw: Annotated[float, arg(metavar="M2")] = 7.29
-    """Panel area of one kilowatt: the median of 17,365 installations; newer modules need less."""
+    label_next: Annotated[int | None, arg(metavar="N")] = None
+    """Draw N windows whose labels would narrow the total most, into label-next.csv in the output folder."""
+    labels: Annotated[Path | None, arg(metavar="FILE")] = None
+    """That file with true_m2 filled in: the total rests on it."""
+    m2_per_kw: Annotated[float | None, arg(metavar="M2")] = None
+    """Module area of one kilowatt (default: 7.29, one figure for all years; newer modules need less)."""
+    year: Annotated[int | None, arg(metavar="YEAR")] = None
+    """Take the module area of one kilowatt from the median efficiency of modules installed in this year."""
+    tilt: Annotated[str, arg(metavar="DEGREES")] = "none"
+    """Tilt of the modules, which see more sky than ground: degrees, "assumed" (20 ± 10), or "none"."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the model; auto takes bfloat16 where the hardware is fast at it."""
     engine: Literal["local"] = "local"
@@ -72,7 +80,8 @@ class Survey(show.Verb):
         detector = detector_of(self.model, backbone=self.backbone, head=self.head).to(compute_device())
         options = Options(
             gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
-            m2_per_kw=self.m2_per_kw, precision=self.precision, overwrite=self.overwrite,
+            m2_per_kw=self.m2_per_kw, year=self.year, tilt=self.tilt, label_next=self.label_next, labels=self.labels,
+            precision=self.precision, overwrite=self.overwrite,
             calibration=self.calibration,
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:

@@ -9,7 +9,8 @@ reads the CLS output as the logit of "there is a panel here".
     e_j    = w . norm(y_j) + b                          the same linear layer on each patch: its evidence
 
 Attention alone is a share (it sums to one however large the panel is); evidence is additive.  Both are returned from
-the first day: detection, area, attacks and the report all read this one contract.
+the first day: detection, area, attacks and the report all read this one contract.  So is norm(y_j), for evidence that
+somebody with masks may want to read from it anew (`negah.solar.area`).
 """
 
 from typing import NamedTuple
@@ -27,6 +28,7 @@ class Reading(NamedTuple):
     logit: Float[Tensor, " batch"]  # presence of a panel; sigmoid gives the probability
     attention: Float[Tensor, "batch head patch"]  # CLS query over patches; the rest up to 1 is CLS on itself
     patch_logits: Float[Tensor, "batch patch"]  # evidence of panel in each patch; -inf where it was not asked for
+    outputs: Float[Tensor, "batch patch dim"] | None = None  # norm(y_j); None where patches were not all read
 
 
 class AttentiveHead(nn.Module):
@@ -57,26 +59,28 @@ class AttentiveHead(nn.Module):
         q, k, v = self.block.attn.heads_of(self.block.norm1(tokens))
         attention = cls_attention(q, k)
         if above is None:
-            out = self.out(tokens, q, k, v)
-            return Reading(out[:, 0], attention, out[:, 1:])
-        logit = self.out(tokens[:, :1], q[:, :, :1], k, v).squeeze(1)
+            outputs = self.outputs(tokens, q, k, v)
+            said = self.classifier(outputs).squeeze(-1)
+            return Reading(said[:, 0], attention, said[:, 1:], outputs[:, 1:])
+        logit = self.classifier(self.outputs(tokens[:, :1], q[:, :, :1], k, v)).flatten()
         patch_logits = logit.new_full((tokens.shape[0], tokens.shape[1] - 1), -torch.inf)
         found = logit.float().sigmoid() >= above
         if found.any():
-            patch_logits[found] = self.out(tokens[found, 1:], q[found, :, 1:], k[found], v[found])
+            outputs = self.outputs(tokens[found, 1:], q[found, :, 1:], k[found], v[found])
+            patch_logits[found] = self.classifier(outputs).squeeze(-1)
         return Reading(logit, attention, patch_logits)
 
-    def out(
+    def outputs(
         self,
         tokens: Float[Tensor, "batch query dim"],
         q: Float[Tensor, "batch head query width"],
         k: Float[Tensor, "batch head key width"],
         v: Float[Tensor, "batch head key width"],
-    ) -> Float[Tensor, "batch query"]:
-        """The layer's and the classifier's output for these tokens, whose queries are q."""
+    ) -> Float[Tensor, "batch query dim"]:
+        """What the classifier reads of these tokens, whose queries are q."""
         y = tokens + self.block.attn.mixed(q, k, v)
         y = y + self.block.mlp(self.block.norm2(y))
-        return self.classifier(self.norm(y)).squeeze(-1)
+        return self.norm(y)
 
 
 def cls_attention(

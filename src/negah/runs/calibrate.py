@@ -1,7 +1,7 @@
 """`negah calibrate`: pictures with masks of their panels in, a calibration of the survey's areas out.
 
-The windows are laid out, read and scored by the survey's own loop, so what is calibrated is what a survey estimates;
-then the mask says of each window how much panel it holds.
+The windows are laid out, read and scored by the survey's own loop, and those with a find are looked at again as a
+survey looks at them, so what is calibrated is what a survey measures; the mask says how much panel each cell holds.
 """
 
 import datetime
@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyproj
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from numpy import ndarray
+from PIL import Image
 
 from negah import __version__
 from negah.errors import InputError, NegahError, OutputError
@@ -26,12 +28,16 @@ from negah.probe.splits import NEIGHBOUR_M, location_groups
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
-from negah.solar.calibration import Assessment, Calibration, Compared
-from negah.solar.ledger import Input, Ledger
+from negah.solar.area import HALVES, Known, look_at
+from negah.solar.calibration import Assessment, Calibration, Seen
+from negah.solar.ledger import Input, Ledger, Window
+from negah.solar.overlays import examples, sheet
 from negah.solar.plan import PlannedSource, make_plan
 from negah.solar.regions import apply
-from negah.solar.survey import Measure, score
+from negah.solar.survey import Measure, Scorer, score
 
+ZOOM = 2  # of the closer look
+PICTURES = 8  # windows that are shown beside a calibration
 MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
 Progress = Callable[[str, int, int], None]
 
@@ -48,6 +54,7 @@ class Result:
     """A calibration, and what the windows say of it when their places take no part."""
 
     path: Path
+    pictures: Path
     calibration: Calibration
     assessment: Assessment
     notes: list[str] = field(default_factory=list)
@@ -62,6 +69,8 @@ def calibrate(
     region: str = "",
     gsd: float | None = None,
     threshold: float | None = None,
+    zoom: int = ZOOM,
+    from_masks: bool = False,
     distance_m: float = NEIGHBOUR_M,
     precision: Precision = "auto",
     seed: int = 0,
@@ -70,10 +79,13 @@ def calibrate(
 ) -> Result:
     """Compare the survey's estimates with masks, and write what corrects them to `out` (JSON).
 
+    Beside it, under the same name but .png, some windows as they are looked at.
+
     masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd: metres per pixel of
-    pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  distance_m:
-    windows nearer than this are of one place; without a CRS each picture is one.  precision: as in a survey.
-    given: what else was asked for.
+    pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  zoom: of the
+    closer look, see `negah.solar.area`.  from_masks: read evidence anew from the masks.  distance_m: windows nearer
+    than this are of one place; without a CRS each picture is one.  precision: as in a survey.  given: what else was
+    asked for.
 
     Raises InputError where nothing can be calibrated, OutputError where `out` cannot be written.  A mask that does not
     fit its picture is left out and listed.
@@ -81,15 +93,16 @@ def calibrate(
     started = datetime.datetime.now(datetime.UTC)
     threshold = detector.info.threshold if threshold is None else threshold
     pairs, failures = pairs_of(masks)
-    windows, kept, notes, more = compare(
-        pairs, detector, gsd=gsd, threshold=threshold, distance_m=distance_m, precision=precision, progress=progress
-    )
+    seen, notes, more = compare(
+        pairs, detector, gsd=gsd, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
+        precision=precision, progress=progress,
+    )  # fmt: skip
     failures += more
     made = calibration.calibrate(
-        windows, model=fingerprint_of(detector)[:12], threshold=threshold, region=region,
-        gsd_m=(min(s.gsd_m for s in kept), max(s.gsd_m for s in kept)), seed=seed,
+        seen, zoom=zoom, from_masks=from_masks, model=fingerprint_of(detector)[:12], threshold=threshold,
+        region=region, seed=seed,
     )  # fmt: skip
-    assessment = calibration.assess(windows, seed=seed)
+    assessment = calibration.assess(seen, zoom=zoom, from_masks=from_masks, seed=seed)
     about = {
         "negah": __version__,
         "started": started.isoformat(timespec="seconds"),
@@ -99,6 +112,8 @@ def calibrate(
             "region": region,
             "gsd": gsd,
             "threshold": threshold,
+            "zoom": zoom,
+            "from_masks": from_masks,
             "distance_m": distance_m,
             "precision": precision,
             **given,
@@ -113,7 +128,12 @@ def calibrate(
         calibration.save(made, out, about=about)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
-    return Result(path=out, calibration=made, assessment=assessment, notes=notes, failures=failures)
+    pictures = out.with_suffix(".png")
+    try:
+        sheet(examples(seen, made, PICTURES)).save(pictures)
+    except OSError as error:
+        raise OutputError(f"{pictures} cannot be written ({error.strerror or error}): choose another --out") from error
+    return Result(path=out, pictures=pictures, calibration=made, assessment=assessment, notes=notes, failures=failures)
 
 
 def pairs_of(folder: Path) -> tuple[list[Pair], list[tuple[str, str]]]:
@@ -149,14 +169,23 @@ def stem_of(source: Source) -> str:
 
 
 def compare(
-    pairs: Sequence[Pair], detector: Detector, *, gsd: float | None, threshold: float, distance_m: float,
-    precision: Precision, progress: Progress,
-) -> tuple[Compared, list[PlannedSource], list[str], list[tuple[str, str]]]:  # fmt: skip
-    """Estimate and truth of every window, the sources they come from, notes, and (name, why) of what failed."""
+    pairs: Sequence[Pair],
+    detector: Detector,
+    *,
+    gsd: float | None,
+    threshold: float,
+    zoom: int = ZOOM,
+    outputs: bool = False,
+    distance_m: float = NEIGHBOUR_M,
+    precision: Precision = "auto",
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[Seen, list[str], list[tuple[str, str]]]:
+    """What a survey sees of the pictures' windows and what their masks say; notes; what could not be used."""
     pictures = [pair.picture for pair in pairs]
     device = next(detector.parameters()).device
     scorer = in_bf16(detector) if uses_bf16(precision, device) else detector
-    estimates, seen, ground, places, kept, failures = [], [], [], [], [], []
+    rows: list[Row] = []
+    kept, failures = [], []
     with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
         plan = make_plan(pictures, detector.info, patch=detector.patch, gsd=gsd)
         failures += [(failure.source, failure.reason) for failure in plan.failures]
@@ -169,44 +198,87 @@ def compare(
             )  # fmt: skip
             failures += [(failure.source, failure.reason) for failure in ledger.failures() if failure.windows]
             for count, source in enumerate(plan.sources):
-                progress("masks", count, len(plan.sources))
-                mask = pairs[source.position].mask
+                progress("closer looks", count, len(plan.sources))
+                pair = pairs[source.position]
+                windows = list(ledger.windows(source.first, source.first + len(source.layout)))
                 try:
-                    values = list(mask_values(mask, source))
+                    # A picture counts as a whole or not at all.
+                    found = list(_rows(pair, source, windows, scorer, detector, threshold, zoom, outputs))
                 except NegahError as error:
-                    failures.append((mask.name, str(error)))
+                    failures.append((pair.mask.name, str(error)))
                     continue
                 kept.append(source)
-                windows = ledger.windows(source.first, source.first + len(source.layout))
-                for index, (window, value) in enumerate(zip(windows, values, strict=True)):
-                    if window.probability is None:
-                        continue
-                    estimates.append((window.area_m2, window.probability))
-                    seen.append(value)
-                    ground.append(window_m2(source, index))
-                    places.append(centre_of(source, index))
-            progress("masks", len(plan.sources), len(plan.sources))
-    if not estimates:
+                rows += found
+            progress("closer looks", len(plan.sources), len(plan.sources))
+    if not rows:
         raise InputError(f"no picture could be compared with its mask (first: {failures[0][0]}: {failures[0][1]})")
-    means, highest = np.array(seen).T
-    share, notes = means / (1 if highest.max() <= 1 else 255), []  # masks of 0 and 1, or of 0 to 255
+    most = 1 if max(row.highest for row in rows) <= 1 else 255  # masks of 0 and 1, or of 0 to 255
+    share, notes = np.array([row.mean for row in rows]) / most, []
     if not share.any():
         raise InputError("all masks are empty: a calibration needs some with panels")
     if full := int((share > 0.999).sum()):
         notes.append(f"{full} windows are all panel by their masks: are those masks inverted?")
-    place = places_of(places, distance_m)
+    place = places_of([row.centre for row in rows], distance_m)
     if any(source.crs is None for source in kept):
         notes.append(
             "pictures without a CRS count as a place each: if some lie side by side, the intervals are too narrow"
         )
     if place.max() == 0:
         notes.append("all windows are of one place: how far the areas of another one are off is not known")
-    area, probability = np.array(estimates, dtype=float).T
-    return Compared(area, probability, share * np.array(ground), place), kept, notes, failures
+    ground = np.array([row.ground_m2 for row in rows])
+    cells = np.array([row.cells for row in rows])
+    first, probability = np.array([(row.area_m2, row.probability) for row in rows]).T
+    known = [row.known and row.known._replace(fraction=row.known.fraction / most) for row in rows]
+    gsd_m = np.array([row.gsd_m for row in rows])
+    seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsd_m)
+    return seen, notes, failures
 
 
-def mask_values(mask: Source, source: PlannedSource) -> Iterator[tuple[float, int]]:
-    """Mean and highest value of the mask in each window of its picture.
+class Row(NamedTuple):
+    """A window, its mask, and, where something was found, the closer look.  cells: half patches in it."""
+
+    area_m2: float
+    probability: float
+    mean: float  # of the mask
+    highest: int
+    ground_m2: float
+    cells: int
+    gsd_m: float
+    centre: tuple[float, float, int]
+    known: Known | None
+
+
+def _rows(
+    pair: Pair, source: PlannedSource, windows: Sequence[Window], scorer: Scorer, detector: Detector, threshold: float,
+    zoom: int, outputs: bool,
+) -> Iterator[Row]:  # fmt: skip
+    """Raises InputError where the mask does not fit its picture, see `mask_values`."""
+    device = next(detector.parameters()).device
+    rows, cols = (axis.cells * HALVES * zoom for axis in (source.layout.y, source.layout.x))
+    with pair.picture.open() as raster, torch.inference_mode():
+        for index, (window, values) in enumerate(zip(windows, mask_values(pair.mask, source), strict=True)):
+            if window.probability is None or window.area_m2 is None:
+                continue
+            known = None
+            if window.probability >= threshold:
+                rgb, _ = raster.read(source.layout.box(index), source.layout.shape)
+                image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)
+                look = look_at(scorer, image, patch=detector.patch, zoom=zoom, outputs=outputs)
+                known = Known(look, shrunk(values, rows, cols), rgb)
+            yield Row(
+                window.area_m2, window.probability, float(values.mean()), int(values.max()),
+                window_m2(source, index), rows * cols, source.gsd_m, centre_of(source, index), known,
+            )  # fmt: skip
+
+
+def shrunk(values: ndarray, rows: int, cols: int) -> Float[ndarray, "row col"]:
+    """The mean of a mask over each cell, exact also where cells are no whole pixels."""
+    picture = Image.fromarray(values.astype(np.float32)).resize((cols, rows), Image.Resampling.BOX)
+    return np.asarray(picture)
+
+
+def mask_values(mask: Source, source: PlannedSource) -> Iterator[ndarray]:
+    """The mask in each window of its picture, pixel by pixel.
 
     Raises InputError where the mask has another size, CRS or place, or is not of 8 bits.
     """
@@ -225,8 +297,7 @@ def mask_values(mask: Source, source: PlannedSource) -> Iterator[tuple[float, in
         if raster.stretch is not None:
             raise InputError(f"{mask.name} is not of 8 bits: give 0 and 1, or 0 to 255 for the share of each pixel")
         for index in range(len(source.layout)):
-            values = raster.read(source.layout.box(index)).rgb[..., 0]
-            yield float(values.mean()), int(values.max())
+            yield raster.read(source.layout.box(index)).rgb[..., 0]
 
 
 def window_m2(source: PlannedSource, index: int) -> float:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import geopandas
 import numpy as np
@@ -32,12 +32,13 @@ from negah.images.sources import Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
+from negah.runs import labels
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.solar.calibration import Calibration
 from negah.solar.calibration import load as load_calibration
 from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Input, Ledger
-from negah.solar.merge import LEVEL, Strip, components, strips
+from negah.solar.merge import Strip, components, strips
 from negah.solar.outputs import (
     NAMES,
     Assembly,
@@ -54,19 +55,27 @@ from negah.solar.outputs import (
 )  # fmt: skip
 from negah.solar.pictures import MAPS, finds, overviews
 from negah.solar.plan import Failure, Plan, PlannedSource, make_plan
+from negah.solar.power import Power, power_of, tilt
 from negah.solar.regions import Region, join, read_polygons, read_region
 from negah.solar.report import Report, write_report
 from negah.solar.survey import Measure, fast_bf16, score
-
-M2_PER_KW = 7.29
-"""Median module area per kW of peak power over 17,365 installations; their constant is a parameter, not a law."""
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
 FILES_CACHE = 2**25  # bytes of decoded blocks kept while the files are made: nearly all is read once, in order
 OUTLINES = 5000  # panels that an overview draws, the largest
 FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram
+LABEL_SEED = 0  # of the windows that are drawn for labelling
 LISTED = 20  # most notes of one kind
+
+TO_LABEL = (
+    "{path} names {count:,} windows to label: fill in true_m2, and give the same command again with --labels instead "
+    "of --label-next."
+)
+LABELLED = (
+    "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator): its "
+    "range holds for this region, whatever the model's errors. Panels and files are as measured."
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 Progress = Callable[[str, int, int], None]
@@ -78,7 +87,9 @@ class Options:
 
     gsd: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
     threshold: probability from which a window has panels; None takes the model's own.
-    aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: panel area of one kW.
+    aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: module area of one kW; None takes that
+    of `year`, or one figure for all years.  tilt: see `negah.solar.power`.
+    label_next: how many windows to draw for labelling.  labels: what came of it, see `negah.solar.sampling`.
     precision: "auto" takes bfloat16 where the hardware multiplies it natively.
     overwrite: discard what an earlier survey left in the folder.  calibration: file of `negah calibrate`.
     """
@@ -88,7 +99,11 @@ class Options:
     threshold: float | None = None
     aoi: Path | None = None
     parcels: Path | None = None
-    m2_per_kw: float = M2_PER_KW
+    m2_per_kw: float | None = None
+    year: int | None = None
+    tilt: str = "none"
+    label_next: int | None = None
+    labels: Path | None = None
     precision: Precision = "auto"
     overwrite: bool = False
     calibration: Path | None = None
@@ -108,7 +123,11 @@ class Summary:
     area_m2: float
     area_low: float | None
     area_high: float | None
+    rests_on: str  # where the bounds come from
+    abstained: dict[str, tuple[int, float]]  # windows and m2 that should not be relied on, by reason
     kw: float
+    kw_low: float | None
+    kw_high: float | None
     surveyed_km2: float
     threshold: float
     calibration: str | None  # the region that areas were calibrated for
@@ -149,8 +168,8 @@ def survey(
     threshold = info.threshold if options.threshold is None else options.threshold
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
-    if not options.m2_per_kw > 0:
-        raise InputError(f"--m2-per-kw must be a positive area, not {options.m2_per_kw:g}")
+    power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
+    labels.check(out, options.label_next, options.labels, options.overlap)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = uses_bf16(options.precision, device)
     calibration = _calibration(options.calibration, detectors, threshold)
@@ -182,8 +201,8 @@ def survey(
         inputs = [_input(source) for source in sources]
         begun = Ledger.begun(out)
         plan_of = partial(
-            make_plan, sources, info, patch=detector.patch, gsd=options.gsd, overlap=options.overlap, region=region,
-            threads=threads,
+            make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd=options.gsd,
+            overlap=options.overlap, region=region, threads=threads,
         )  # fmt: skip
         # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
         plan = None if begun else plan_of()
@@ -216,20 +235,34 @@ def survey(
             failures = ledger.failures()
             with assembly.file("failures.csv") as path:
                 write_failures(path, failures)
-            made = _map(plan, ledger, assembly, options, measure, region, progress)
+            made = _map(plan, ledger, assembly, power, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
             write_panels(assembly, on_earth, in_pixels)
-            notes = _notes(plan, ledger, measure, options, made)
+            notes = _notes(plan, ledger, measure, options, power, made)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
             total, low, high = _total(areas, ledger, measure)
+            rests_on = _how_bounded(measure)
+            if options.labels or options.label_next:
+                windows = labels.scored(plan, ledger)
+                if options.label_next:
+                    noise = measure.calibration.noise if measure.calibration else labels.NOISE
+                    path = labels.write_next(out, windows, options.label_next, noise=noise, seed=LABEL_SEED)
+                    notes.insert(0, TO_LABEL.format(path=path, count=options.label_next))
+                if options.labels:
+                    total, low, high, count = labels.labelled_total(windows, options.labels)
+                    rests_on = f"90 %, from {count:,} labelled windows"
+                    notes.insert(0, LABELLED)
+            kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
+            abstained = ledger.abstained()
             seconds = ledger.seconds
             summary = Summary(
                 out=out, report=out / "report.html", sources=len(sources),
                 failed_sources=len(plan.failures), windows=ledger.counts(), windows_with_panels=ledger.found(threshold),
-                panels=len(areas), area_m2=total, area_low=low, area_high=high, kw=total / options.m2_per_kw,
+                panels=len(areas), area_m2=total, area_low=low, area_high=high, rests_on=rests_on,
+                abstained=abstained, kw=power.kw(total), kw_low=kw_low, kw_high=kw_high,
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
@@ -240,7 +273,7 @@ def survey(
                 "figures in": fingerprint["precision"],
                 "window": f"{info.window_px} px of {info.gsd_m:g} m, overlap {options.overlap:g}",
                 "threshold": f"{threshold:g}",
-                "m2 per kW": f"{options.m2_per_kw:g}",
+                **power.words(),
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }
             ranked = ledger.most_certain(threshold, FINDS), ledger.least_certain(threshold, FINDS)
@@ -261,6 +294,7 @@ def survey(
                 not_looked_at=_not_looked_at(summary),
                 notes=notes,
                 provenance=provenance,
+                **_audit_texts(calibration),
             )
             with assembly.file("report.html") as path:
                 write_report(report, path)
@@ -328,14 +362,21 @@ def totals(summary: Summary) -> dict[str, str]:
     """The headline figures, for people, in their order."""
     s = summary
     looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
-    bounds = "a first estimate, never compared with true areas"
+    bounds, power = s.rests_on, f"{s.kw:,.0f} kW"
     if s.area_low is not None and s.area_high is not None:
-        what = "a first estimate" if s.calibration is None else f"90 %, calibrated: {s.calibration}"
-        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({what})"
+        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({s.rests_on})"
+    if s.kw_low is not None and s.kw_high is not None:
+        power += f"\n{s.kw_low:,.0f} to {s.kw_high:,.0f} kW"
+    doubted = {}
+    if s.abstained:
+        area = sum(m2 for _, m2 in s.abstained.values())
+        counts = "; ".join(f"{reason}: {windows:,}" for reason, (windows, _) in list(s.abstained.items())[:4])
+        doubted = {"abstained": f"{sum(n for n, _ in s.abstained.values()):,} windows, {area:,.0f} m²\n{counts}"}
     return {
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
-        "power": f"{s.kw:,.0f} kW",
+        **doubted,
+        "power": power,
         "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
         "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
         "images": f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part",
@@ -360,13 +401,13 @@ def _map(
     plan: Plan,
     ledger: Ledger,
     assembly: Assembly,
-    options: Options,
+    power: Power,
     measure: Measure,
     region: Region | None,
     progress: Progress,
 ) -> _Made:
     interval = measure.calibration.interval if measure.calibration else _first_interval(measure.area_ratio)
-    panels = Panels(plan, m2_per_kw=options.m2_per_kw, interval=interval)
+    panels = Panels(plan, kw=power.kw, interval=interval)
     names = heatmap_names(plan)
     drawn: dict[int, Drawn] = {}
     surveyed = 0.0
@@ -378,16 +419,18 @@ def _map(
         if source.position in names:
             with assembly.file(names[source.position]) as path:
                 heatmap = Heatmap(path, source)
-                drawn[source.position], ground = _add(panels, source, heatmap.through(pieces), region)
+                drawn[source.position], ground = _add(panels, source, heatmap.through(pieces), region, measure.level)
                 heatmap.close()
         else:
-            _, ground = _add(panels, source, pieces, region)
+            _, ground = _add(panels, source, pieces, region, measure.level)
         surveyed += ground
     progress("map", len(plan.sources), len(plan.sources))
     return _Made(panels, drawn, names, surveyed)
 
 
-def _add(panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None) -> tuple[Drawn, float]:
+def _add(
+    panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region: Region | None, level: float
+) -> tuple[Drawn, float]:
     """Add a source's panels; returns them, and the ground that was looked at, in m2."""
     ground = 0.0
     clip = region.in_pixels(source.crs, source.affine) if region and source.crs else None
@@ -406,7 +449,7 @@ def _add(panels: Panels, source: PlannedSource, pieces: Iterator[Strip], region:
             ground += float((seen * widths * pixel).sum())
             yield piece
 
-    drawn = panels.add(source, components(measured(), level=LEVEL), clip, draw=OUTLINES)
+    drawn = panels.add(source, components(measured(), level=level), clip, draw=OUTLINES)
     return drawn, ground
 
 
@@ -469,7 +512,7 @@ def _calibration(path: Path | None, detectors: Sequence[Detector], threshold: fl
 def _first_interval(area_ratio: tuple[float, float] | None):
     """Bounds of first estimates; NaN where nothing is known of them."""
     low, high = area_ratio or (np.nan, np.nan)
-    return lambda area_m2: (area_m2 * low, area_m2 * high)
+    return lambda area_m2, gsd_m: (area_m2 * low, area_m2 * high)
 
 
 def _total(areas: np.ndarray, ledger: Ledger, measure: Measure) -> tuple[float, float | None, float | None]:
@@ -528,10 +571,33 @@ def _not_looked_at(summary: Summary) -> list[str]:
     return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
 
 
-def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, made: _Made) -> list[str]:
+def _audit_texts(calibration: Calibration | None) -> dict[str, Any]:
+    """What the report says of the heads, where a calibration knows."""
+    if calibration is None or calibration.audit is None:
+        return {}
+    seen = calibration.audit
+    lead = (
+        f"On {seen.windows:,} windows with masks of panels, which cover {seen.covered:.0%} of them: a head whose "
+        "strongest patch or attention is no more often on panels than that is no map of them."
+    )
+    heads = {
+        head.name: f"points at a panel in {head.pointing:.0%} of the windows, IoU {head.iou:.2f}, {head.inside:.0%} of "
+        f"its weight on panels, {head.sink:.0%} on nothing"
+        for head in seen.heads
+    }
+    return {"audit": heads, "audit_lead": lead}
+
+
+def _how_bounded(measure: Measure) -> str:
+    """What the bounds of the total rest on, in words."""
+    if measure.calibration is not None:
+        return f"90 %, calibrated: {measure.calibration.region or 'unnamed'}"
+    return "a first estimate" if measure.area_ratio else "a first estimate, never compared with true areas"
+
+
+def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, power: Power, made: _Made) -> list[str]:
     calibration, area_ratio = measure.calibration, measure.area_ratio
     if calibration:
-        low, high = calibration.gsd_m
         trust = [
             f"Areas are calibrated on {calibration.windows:,} windows of {calibration.places:,} places with masks "
             f"(region: {calibration.region or 'unnamed'}): 90 % of the true areas of single windows lie between "
@@ -540,8 +606,8 @@ def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, made:
             "do not. It holds for the region that the masks come from. It is corrected for what the masks say was "
             "missed, so it is not the sum of the panels.",
         ]
-        apart = [s for s in plan.sources if not low * 0.8 <= s.gsd_m <= high * 1.25]
-        if apart:
+        if apart := [s for s in plan.sources if not calibration.covers(s.gsd_m)]:
+            low, high = calibration.gsd_m
             trust.append(
                 f"{len(apart):,} of the images have pixels of another size than the {low:.3g} to {high:.3g} m that the "
                 f"calibration was made on (first: {apart[0].name}, {apart[0].gsd_m:.3g} m): it may not hold for them."
@@ -566,9 +632,9 @@ def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, made:
         ]
     notes = [
         *trust,
-        f"A panel is a group of touching cells, each at least {LEVEL:.0%} panel; areas of windows in tiles.csv count "
-        "all cells of the window, those of overlapping windows more than once.",
-        f"Power is area divided by {options.m2_per_kw:g} m² per kW.",
+        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel; areas of windows in tiles.csv "
+        "count all cells of the window, those of overlapping windows more than once.",
+        f"Power is module area divided by {power.m2_per_kw:.3g} m² per kW. Tilt: {power.tilt.words}.",
     ]
     crs = {source.crs for source in plan.sources}
     bare = sum(source.crs is None for source in plan.sources)

@@ -1,6 +1,7 @@
-"""From the first estimate of a window's panel area to one that was compared with masks, and how far it is off.
+"""From panel fractions to square metres that were compared with masks, and how far they are off.
 
-For a window with the estimate x > 0 (square metres, `footprint`) and the probability p, the calibrated area is
+For a window whose cells sum to x > 0 square metres (`negah.solar.area`, itself fitted on masks) and the probability p,
+the calibrated area is
 
     area = presence(p) * size(x),    presence(p) = sigmoid(u + v logit p),    log size(x) = a + b log x
 
@@ -10,7 +11,7 @@ not swing them.  A window without a find measures zero, whatever is calibrated.
 
 How far it is off is told by windows whose place took no part in the fit (cross-conformal prediction, Vovk 2015): folds
 of whole places, in each fold the ratio true / area of the windows left out, and of all these ratios the 5 % and 95 %
-quantiles with the finite sample's correction, in bins of size where there are enough of them:
+quantiles with the finite sample's correction, in bins of ground size and of area where there are enough of them:
 
     interval = [low(bin) * area, high(bin) * area]         covers about 9 in 10 new windows of such places
 
@@ -20,11 +21,14 @@ An interval for a sum is another thing: errors of single windows even out, those
 
 with place the standard error of the ratio (sum of true) / (sum of area) over bootstrap samples of places, which counts
 what was missed too, and noise the relative error of a single window.  The centre is the sum times that ratio.
+
+The cells are fitted across the same folds: no window's x comes from a fit that saw its place.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,29 +40,82 @@ from scipy.special import expit, logit
 
 from negah.errors import InputError
 from negah.probe.splits import grouped_folds
+from negah.solar.area import Cells, Known, best_level, fit_cells
+from negah.solar.audit import Audit, Head, audit
 
-FORMAT = 1
+FORMAT = 2
 LEAST = 20  # windows with a find that a calibration takes: below it no quantile of 95 % exists
-PULL = 5.0  # windows that the prior (size = x) counts for
+PULL = (5.0, 100.0)  # windows that the prior size = x counts for: its level, and its power, which extrapolates badly
 PRIOR = ((2.0, 2.0), (0.5, 0.5))  # of u and v: mean and deviation
-PER_BIN = 40  # windows that a bin of sizes needs to have quantiles of its own
+PER_BIN = 30  # windows that a bin of sizes needs to have quantiles of its own
 TAIL = 0.05  # of the true areas on either side of an interval
 SAMPLES = 2000  # of the bootstrap
 FOLDS = 5
+NEAR = 1.25  # factor between ground sizes that are taken for one
 PRESENT_M2 = 0.5  # true area from which a window holds panels: a quarter of a module
 
 
 class Compared(NamedTuple):
-    """Windows of which the truth is known.  area_m2: the first estimate, 0 where nothing was found."""
+    """Windows of which the truth is known.  area_m2: by their cells, 0 where nothing was found."""
 
     area_m2: Float[ndarray, " n"]
     probability: Float[ndarray, " n"]
     true_m2: Float[ndarray, " n"]
     place: Int[ndarray, " n"]  # windows of one place stay on one side of every split
+    gsd_m: Float[ndarray, " n"]  # ground sampling distance of the picture
 
     def of(self, which: Bool[ndarray, " n"]) -> "Compared":
         """Some of them."""
         return Compared(*(values[which] for values in self))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The same windows with what a closer look gave.  known: None where nothing was found.  cell_m2: of a half patch.
+
+    ground_m2: of the window.  first_m2: the estimate of a survey without a calibration.
+    """
+
+    known: list[Known | None]
+    cell_m2: Float[ndarray, " n"]
+    ground_m2: Float[ndarray, " n"]
+    first_m2: Float[ndarray, " n"]
+    probability: Float[ndarray, " n"]
+    true_m2: Float[ndarray, " n"]
+    place: Int[ndarray, " n"]
+    gsd_m: Float[ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def of(self, which: Bool[ndarray, " n"]) -> "Seen":
+        """Some of them."""
+        known = [self.known[k] for k in np.flatnonzero(which)]
+        arrays = (self.cell_m2, self.ground_m2, self.first_m2, self.probability, self.true_m2, self.place, self.gsd_m)
+        return Seen(known, *(values[which] for values in arrays))
+
+    @property
+    def found(self) -> list[Known]:
+        """Those in which something was found."""
+        return [k for k in self.known if k is not None]
+
+    def fractions(self, cells: Cells) -> list[ndarray | None]:
+        """Panel fractions of the cells of each window."""
+        return [None if k is None else cells.fraction(k.look) for k in self.known]
+
+    def compared(self, fractions: list[ndarray | None]) -> Compared:
+        """The windows by the areas that such fractions sum to."""
+        area = np.array([0.0 if f is None else f.sum(dtype=np.float64) for f in fractions]) * self.cell_m2
+        return Compared(area, self.probability, self.true_m2, self.place, self.gsd_m)
+
+
+class Bins(NamedTuple):
+    """Factors on an area that bound the true one, for pictures of up to `gsd_m`: low and high by bins of area."""
+
+    gsd_m: float
+    edges: tuple[float, ...]  # calibrated areas between the bins
+    low: tuple[float, ...]
+    high: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -71,21 +128,25 @@ class Fit:
     u: float
     v: float
 
+    def presence(self, probability: ndarray | float):
+        """Share of windows of this probability that hold panels."""
+        return expit(self.u + self.v * logit(np.clip(probability, 1e-6, 1 - 1e-6)))
+
     def area(self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
         """Calibrated areas; 0 stays 0."""
         found = area_m2 > 0
         x = np.where(found, area_m2, 1.0)
-        presence = expit(self.u + self.v * logit(np.clip(probability, 1e-6, 1 - 1e-6)))
-        return np.where(found, presence * self.spread * np.exp(self.a + self.b * np.log(x)), 0.0)
+        return np.where(found, self.presence(probability) * self.spread * np.exp(self.a + self.b * np.log(x)), 0.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What `negah calibrate` writes and `negah survey --calibration` reads.
 
-    edges: calibrated areas between the bins; low, high: factors on an area of each bin.  missed_m2: what 95 % of the
-    windows without a find stay below.  ratio, place, noise: of sums.  gsd_m, sizes_m2: the ranges it was made on.
-    model, threshold: fingerprint of the detector whose estimates it corrects, and from what probability on they count.
+    cells: how panel fractions are read.  bins: of intervals, by ground size.  missed_m2: what 95 % of the windows
+    without a find stay below.  ratio, place, noise: of sums.  gsd_m, sizes_m2: the ranges it was made on.
+    audit: where the heads looked on the masks.
+    model, threshold: fingerprint of the detector whose readings it knows, and from what probability on they count.
     """
 
     model: str
@@ -95,24 +156,37 @@ class Calibration:
     places: int
     gsd_m: tuple[float, float]
     sizes_m2: tuple[float, float]
+    cells: Cells
     fit: Fit
-    edges: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    bins: tuple[Bins, ...]
     missed_m2: float
     ratio: float
     place: float
     noise: float
+    audit: Audit | None = None
 
     def area(self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
         """Calibrated area of windows from their first estimate; 0 stays 0."""
         return self.fit.area(area_m2, probability)
 
-    def interval(self, area_m2: Float[ndarray, " n"]) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
-        """Bounds of 90 % of each window's true area, from its calibrated area."""
-        bins = np.searchsorted(np.array(self.edges), area_m2, side="right")
-        low, high = np.array(self.low)[bins] * area_m2, np.array(self.high)[bins] * area_m2
-        return low, np.where(area_m2 > 0, high, self.missed_m2)
+    def covers(self, gsd_m: float) -> bool:
+        """Whether a picture's pixels are about as large as those that it was made on."""
+        return self.gsd_m[0] / NEAR <= gsd_m <= self.gsd_m[1] * NEAR
+
+    def interval(
+        self, area_m2: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"], most_m2: Float[ndarray, " n"] | float = np.inf
+    ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
+        """Bounds of 90 % of each window's true area, from its calibrated area and the picture's ground size.
+
+        most_m2: the ground itself, which no panel area exceeds.
+        """
+        low, high = np.zeros(len(area_m2)), np.zeros(len(area_m2))
+        of = np.searchsorted([b.gsd_m for b in self.bins[:-1]], gsd_m)
+        for k, some in enumerate(self.bins):
+            which = np.searchsorted(some.edges, area_m2, side="right")
+            low = np.where(of == k, np.array(some.low)[which] * area_m2, low)
+            high = np.where(of == k, np.array(some.high)[which] * area_m2, high)
+        return low, np.minimum(np.where(area_m2 > 0, high, self.missed_m2), most_m2)
 
     def total(self, sum_m2: float, area_m2: Float[ndarray, " n"]) -> tuple[float, float, float]:
         """The sum of calibrated areas of one region, corrected for what is missed, and its interval of 90 %.
@@ -128,38 +202,54 @@ class Calibration:
 
 
 def calibrate(
-    windows: Compared, *, model: str, threshold: float, region: str, gsd_m: tuple[float, float], seed: int = 0
-) -> Calibration:
-    """Fit presence and size, and measure by cross-conformal prediction how far they are off.
+    seen: Seen, *, zoom: int, from_masks: bool = False, model: str = "", threshold: float = 0.0, region: str = "",
+    seed: int = 0,
+) -> Calibration:  # fmt: skip
+    """Fit cells, presence and size, and measure by cross-conformal prediction how far they are off.
 
     Raises InputError where there are too few finds, or none of the windows holds panels.
     """
-    found = windows.area_m2 > 0
-    if found.sum() < LEAST:
-        raise InputError(f"panels were found in {found.sum()} windows with masks only: at least {LEAST} are needed")
-    if not (windows.true_m2[found] >= PRESENT_M2).any():
+    if len(seen.found) < LEAST:
+        raise InputError(f"panels were found in {len(seen.found)} windows with masks only: at least {LEAST} are needed")
+    if not any(k is not None and true >= PRESENT_M2 for k, true in zip(seen.known, seen.true_m2, strict=True)):
         raise InputError("none of the windows in which panels were found holds any by its mask: are these the masks?")
-    return _calibrated(windows, model=model, threshold=threshold, region=region, gsd_m=gsd_m, seed=seed)
+    return _calibrate(
+        seen, zoom=zoom, from_masks=from_masks, model=model, threshold=threshold, region=region, seed=seed
+    )
 
 
-def _calibrated(
-    windows: Compared, *, model: str = "", threshold: float = 0.0, region: str = "",
-    gsd_m: tuple[float, float] = (0.0, 0.0), seed: int,
-) -> Calibration:  # fmt: skip
-    found, present = windows.area_m2 > 0, windows.true_m2 >= PRESENT_M2
-    areas = np.zeros(len(found))
-    for outside in _folds(windows, seed):
-        areas[outside] = fit(windows.of(~outside)).area(windows.area_m2[outside], windows.probability[outside])
-    edges, low, high = conformal(areas[found], windows.true_m2[found])
-    missed = windows.true_m2[~found]
-    ratio, place, noise = sums(areas, windows.true_m2, windows.place, seed=seed)
-    sizes = windows.true_m2[present]
+def _calibrate(
+    seen: Seen, *, zoom: int, from_masks: bool, model: str = "", threshold: float = 0.0, region: str = "", seed: int
+) -> Calibration:
+    found = np.array([known is not None for known in seen.known])
+    outside: list[ndarray | None] = [None] * len(seen)
+    areas = np.zeros(len(seen))
+    for fold in _folds(seen.place, seen.true_m2, seed):
+        others, mine = seen.of(~fold), seen.of(fold)
+        # Where all finds are of one fold, there is nothing to learn from: near enough the head as it was trained.
+        cells = fit_cells(others.found or seen.found[:1], zoom=zoom, from_masks=from_masks)
+        fractions = mine.fractions(cells)
+        windows = mine.compared(fractions)
+        areas[fold] = fit(others.compared(others.fractions(cells))).area(windows.area_m2, windows.probability)
+        for k, fraction in zip(np.flatnonzero(fold), fractions, strict=True):
+            outside[k] = fraction
+    level, _ = best_level([f for f in outside if f is not None], seen.found)
+    cells = fit_cells(seen.found, zoom=zoom, from_masks=from_masks, level=level)
+    windows = seen.compared(seen.fractions(cells))
+    present = seen.true_m2 >= PRESENT_M2
+    made = fit(windows)
+    # How far single areas are off is asked of the folds.  What a sum lacks is asked of the fit that surveys will use:
+    # with few places, one that misses some of them may be off by much more.
+    ratio = float(seen.true_m2.sum() / made.area(windows.area_m2, windows.probability).sum())
+    apart, place, noise = sums(areas, seen.true_m2, seen.place, seed=seed)
+    sizes = seen.true_m2[present]
     return Calibration(
-        model=model, threshold=threshold, region=region, windows=len(found), places=len(np.unique(windows.place)),
-        gsd_m=gsd_m, sizes_m2=(float(sizes.min()), float(sizes.max())), fit=fit(windows),
-        edges=edges, low=low, high=high,
-        missed_m2=float(np.quantile(missed, 0.95, method="higher")) if len(missed) else 0.0,
-        ratio=ratio, place=place, noise=noise,
+        model=model, threshold=threshold, region=region, windows=len(seen), places=len(np.unique(seen.place)),
+        gsd_m=(float(seen.gsd_m.min()), float(seen.gsd_m.max())),
+        sizes_m2=(float(sizes.min()), float(sizes.max())), cells=cells, fit=made,
+        bins=bins_of(areas[found], seen.true_m2[found], seen.gsd_m[found]),
+        missed_m2=float(np.quantile(seen.true_m2[~found], 0.95, method="higher")) if not found.all() else 0.0,
+        ratio=ratio, place=place / apart * ratio, noise=noise, audit=audit(seen.found),
     )  # fmt: skip
 
 
@@ -172,7 +262,7 @@ def fit(windows: Compared) -> Fit:
     x, y = np.log(windows.area_m2[present]), np.log(windows.true_m2[present])
     centre = x.mean()
     design = np.stack([np.ones(len(x)), x - centre], 1)
-    prior = PULL * np.diag([1.0, max(x.var(), 0.1)])
+    prior = np.diag([PULL[0], PULL[1] * max(x.var(), 0.1)])
     weight = np.ones(len(x))
     beta = np.zeros(2)
     for _ in range(20):
@@ -180,7 +270,7 @@ def fit(windows: Compared) -> Fit:
         residual = y - x - design @ beta
         scale = max(1.4826 * float(np.median(np.abs(residual))), 1e-3)
         weight = np.minimum(1, 1.345 * scale / np.maximum(np.abs(residual), 1e-9))
-    spread = float((np.exp(residual).sum() + PULL) / (len(x) + PULL))
+    spread = float((np.exp(residual).sum() + PULL[0]) / (len(x) + PULL[0]))
 
     t = logit(np.clip(windows.probability[found], 1e-6, 1 - 1e-6))
     z = present[found].astype(float)
@@ -194,15 +284,33 @@ def fit(windows: Compared) -> Fit:
     return Fit(float(beta[0] - beta[1] * centre), float(1 + beta[1]), spread, float(u), float(v))
 
 
+def bins_of(
+    area_m2: Float[ndarray, " n"], true_m2: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"]
+) -> tuple[Bins, ...]:
+    """Intervals by ground size, as far as there are enough windows: sizes nearer than NEAR to each other are one."""
+    sizes = np.unique(gsd_m)
+    borders = [float(np.sqrt(a * b)) for a, b in pairwise(sizes) if b > a * NEAR]
+    while borders:
+        counts = np.bincount(np.searchsorted(borders, gsd_m), minlength=len(borders) + 1)
+        least = int(np.argmin(counts))
+        if counts[least] >= PER_BIN:
+            break
+        del borders[min(least, len(borders) - 1)]  # joins the next larger ones, the largest the next smaller
+    of = np.searchsorted(borders, gsd_m)
+    ends = [*borders, float(gsd_m.max())]
+    return tuple(Bins(end, *conformal(area_m2[of == k], true_m2[of == k])) for k, end in enumerate(ends))
+
+
 def conformal(
     area_m2: Float[ndarray, " n"], true_m2: Float[ndarray, " n"]
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
     """Edges of the bins of size, and in each the quantiles of true / area that cover 90 % of new windows."""
     bins = max(1, min(3, len(area_m2) // PER_BIN))
-    edges = np.quantile(area_m2, np.arange(1, bins) / bins)
+    edges = np.unique(np.quantile(area_m2, np.arange(1, bins) / bins))
+    edges = edges[edges > area_m2.min()]  # no bin is empty
     which = np.searchsorted(edges, area_m2, side="right")
     low, high = [], []
-    for k in range(bins):
+    for k in range(len(edges) + 1):
         ratios = np.sort(true_m2[which == k] / area_m2[which == k])
         n = len(ratios)
         lower, upper = int(np.floor((n + 1) * TAIL)), int(np.ceil((n + 1) * (1 - TAIL)))
@@ -228,6 +336,7 @@ def sums(
 class Assessment:
     """What windows say of a calibration that saw none of their places.  Errors are of windows that hold panels."""
 
+    iou: float  # of outlines and masks, pooled; what is half panel counts as half
     median_error: float  # median of |area - true| / true
     median_error_before: float  # of the first estimate
     bias: float  # of the sum
@@ -236,32 +345,64 @@ class Assessment:
     width: float  # median of (high - low) / area
 
 
-def assess(windows: Compared, *, seed: int = 0) -> Assessment:
-    """Calibrate on the other folds of places, look at this one, for all folds."""
-    area, low, high, summed = (np.zeros(len(windows.area_m2)) for _ in range(4))
-    for outside in _folds(windows, seed + 1):
-        rest = _calibrated(windows.of(~outside), seed=seed)
-        area[outside] = rest.area(windows.area_m2[outside], windows.probability[outside])
-        low[outside], high[outside] = rest.interval(area[outside])
-        summed[outside] = rest.ratio * area[outside]  # as a sum is corrected, see `Calibration.total`
-    true, found = windows.true_m2, windows.area_m2 > 0
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured of each window by a calibration that saw nothing of its place.
+
+    summed: its share of a corrected sum, see `Calibration.total`.  both, either: m2 of intersection and union of the
+    outlines and the mask; what is half panel counts as half, and where nothing was found, `either` is the mask.
+    """
+
+    area: Float[ndarray, " n"]
+    low: Float[ndarray, " n"]
+    high: Float[ndarray, " n"]
+    summed: Float[ndarray, " n"]
+    both: Float[ndarray, " n"]
+    either: Float[ndarray, " n"]
+
+
+def held_out(seen: Seen, *, zoom: int, from_masks: bool = False, seed: int = 0) -> HeldOut:
+    """Calibrate on the other folds of places, measure this one, for all folds."""
+    out = HeldOut(*(np.zeros(len(seen)) for _ in range(6)))
+    for fold in _folds(seen.place, seen.true_m2, seed + 1):
+        test, made = seen.of(fold), _calibrate(seen.of(~fold), zoom=zoom, from_masks=from_masks, seed=seed)
+        fractions = test.fractions(made.cells)
+        windows = test.compared(fractions)
+        area = made.area(windows.area_m2, windows.probability)
+        out.area[fold], out.summed[fold] = area, made.ratio * area
+        out.low[fold], out.high[fold] = made.interval(area, windows.gsd_m, test.ground_m2)
+        for k, fraction, known, m2 in zip(np.flatnonzero(fold), fractions, test.known, test.cell_m2, strict=True):
+            if fraction is None or known is None:
+                out.either[k] = seen.true_m2[k]
+                continue
+            said = fraction >= made.cells.level
+            out.both[k] = known.fraction[said].sum() * m2
+            out.either[k] = (said.sum() + known.fraction[~said].sum()) * m2
+    return out
+
+
+def assess(seen: Seen, *, zoom: int, from_masks: bool = False, seed: int = 0) -> Assessment:
+    """`held_out` in figures."""
+    out = held_out(seen, zoom=zoom, from_masks=from_masks, seed=seed)
+    true, found = seen.true_m2, out.area > 0
     present = true >= PRESENT_M2
 
     def error(estimate: ndarray) -> float:
         return float(np.median(np.abs(estimate - true)[present] / true[present]))
 
     return Assessment(
-        error(area), error(windows.area_m2), float(summed.sum() / true.sum() - 1),
-        float(windows.area_m2.sum() / true.sum() - 1), float(((low <= true) & (true <= high))[found].mean()),
-        float(np.median((high - low)[found] / area[found])),
+        float(out.both.sum() / out.either.sum()), error(out.area), error(seen.first_m2),
+        float(out.summed.sum() / true.sum() - 1), float(seen.first_m2.sum() / true.sum() - 1),
+        float(((out.low <= true) & (true <= out.high))[found].mean()),
+        float(np.median((out.high - out.low)[found] / out.area[found])),
     )  # fmt: skip
 
 
-def _folds(windows: Compared, seed: int) -> list[Bool[ndarray, " n"]]:
+def _folds(place: Int[ndarray, " n"], true_m2: Float[ndarray, " n"], seed: int) -> list[Bool[ndarray, " n"]]:
     """Which windows each fold leaves out; whole places, or, where there is only one, windows."""
-    places = windows.place if len(np.unique(windows.place)) > 1 else np.arange(len(windows.place))
+    places = place if len(np.unique(place)) > 1 else np.arange(len(place))
     folds = min(FOLDS, len(np.unique(places)))
-    fold = grouped_folds(places, windows.true_m2 >= PRESENT_M2, folds=folds, seed=seed)
+    fold = grouped_folds(places, true_m2 >= PRESENT_M2, folds=folds, seed=seed)
     return [fold == k for k in range(folds)]
 
 
@@ -277,9 +418,20 @@ def load(path: Path) -> Calibration:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise InputError(f"{path} has format {content['format']}, and {FORMAT} is read: calibrate again")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["calibration"].items()}
-        return Calibration(**{**values, "fit": Fit(**values["fit"])})
+        values = _tuples(content["calibration"])
+        if values["audit"] is not None:
+            windows, covered, heads = values["audit"]
+            values["audit"] = Audit(windows, covered, tuple(Head(*head) for head in heads))
+        parts = {"fit": Fit(**values["fit"]), "cells": Cells(**values["cells"])}
+        return Calibration(**{**values, **parts, "bins": tuple(Bins(*some) for some in values["bins"])})
     except OSError as error:
         raise InputError(f"the calibration {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no calibration ({error}): give one written by `negah calibrate`") from None
+
+
+def _tuples(value: Any) -> Any:
+    """The reverse of what JSON does to tuples."""
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -9,11 +9,13 @@ the next run; its row says that it failed until its chunk is committed once more
     inputs   name, size and time of change of every input, so that an exchanged file is noticed
     sources  the plan: one JSON object per raster
     windows  one row per window; cells are the panel fractions of its patches as float16, NULL where all are zero;
-             factor is what a calibration multiplies them with where they count for areas
+             factor is what a calibration multiplies them with where they count for areas;
+             abstained says why the area should not be relied on
     failures inputs and windows that could not be read, with the reason
 """
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +28,7 @@ from numpy import ndarray
 from negah.errors import OutputError
 from negah.solar.plan import Failure, Plan, PlannedSource
 
-FORMAT = 2
+FORMAT = 3
 FILE = "ledger.sqlite"
 
 SCHEMA = """
@@ -34,10 +36,13 @@ CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE inputs (position INTEGER PRIMARY KEY, name TEXT, size INTEGER, changed INTEGER);
 CREATE TABLE sources (position INTEGER PRIMARY KEY, plan TEXT);
 CREATE TABLE windows (id INTEGER PRIMARY KEY, source INTEGER, status TEXT, probability REAL,
-                      area_m2 REAL, area_low REAL, area_high REAL, cells BLOB, factor REAL);
+                      area_m2 REAL, area_low REAL, area_high REAL, cells BLOB, factor REAL,
+                      abstained TEXT);
 CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
 CREATE INDEX failed ON failures (window);
 """
+
+COLUMNS = "id, source, status, probability, area_m2, area_low, area_high, cells, factor, abstained"
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
@@ -55,6 +60,7 @@ class Window(NamedTuple):
 
     probability and areas are None unless it was scored, area_low and area_high also where the detector's areas were
     never compared with true ones.  cells is None where all are zero; factor makes areas of them, see `survey`.
+    abstained: why the area should not be relied on, None where nothing speaks against it.
     """
 
     id: int
@@ -66,6 +72,7 @@ class Window(NamedTuple):
     area_high: float | None = None
     cells: bytes | None = None
     factor: float | None = None
+    abstained: str | None = None
 
     def fractions(self, cells: int) -> Float[ndarray, " patch"]:
         """Panel fraction of each of the window's patches, float32."""
@@ -189,7 +196,8 @@ class Ledger:
                 self._db.execute("DELETE FROM failures WHERE source = ?", (source.position,))
                 self._db.execute(
                     "UPDATE windows SET status = 'failed', probability = NULL, area_m2 = NULL, area_low = NULL, "
-                    "area_high = NULL, cells = NULL WHERE id >= ? AND id < ? AND status != 'outside-aoi'", mine,
+                    "area_high = NULL, cells = NULL, factor = NULL, abstained = NULL "
+                    "WHERE id >= ? AND id < ? AND status != 'outside-aoi'", mine,
                 )  # fmt: skip
                 self._db.execute(
                     "INSERT INTO failures SELECT source, ?, id, 'its file has changed and was not read again yet' "
@@ -220,14 +228,14 @@ class Ledger:
                 kept = {k for (k,) in self._all("SELECT id FROM windows WHERE id BETWEEN ? AND ?", *mine)}
                 windows = [window for window in windows if window.id not in kept]
                 failed = [failure for failure in failed if failure[2] not in kept]
-            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
+            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
             self._db.executemany("INSERT INTO failures VALUES (?, ?, ?, ?)", failed)
             self._db.execute("UPDATE about SET value = ? WHERE key = 'seconds'", (json.dumps(self.seconds + seconds),))
 
     def windows(self, first: int = 0, end: int | None = None) -> Iterator[Window]:
         """Finished windows in order, read as they are asked for."""
         rows = self._all(
-            "SELECT id, source, status, probability, area_m2, area_low, area_high, cells, factor FROM windows "
+            f"SELECT {COLUMNS} FROM windows "
             "WHERE id >= ? AND id < ? ORDER BY id",
             first, self.finished if end is None else end,
         )  # fmt: skip
@@ -244,6 +252,15 @@ class Ledger:
     def counts(self) -> dict[str, int]:
         """Windows by status."""
         return dict(self._all("SELECT status, count(*) FROM windows GROUP BY status ORDER BY status"))
+
+    def abstained(self) -> dict[str, tuple[int, float]]:
+        """Windows and area (m2) by the reason for which areas should not be relied on, the largest first."""
+        areas: dict[str, list[float]] = {}
+        for reason, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
+            areas.setdefault(reason, []).append(area)
+        # fsum: the same sum whatever the order in which windows came in
+        found = ((reason, (len(some), math.fsum(some))) for reason, some in areas.items())
+        return dict(sorted(found, key=lambda item: (-item[1][1], item[0])))
 
     def found(self, threshold: float) -> int:
         """Windows with panels: of a probability of at least `threshold`."""
@@ -273,8 +290,7 @@ class Ledger:
         )
 
     def _ranked(self, where: str, *values: float) -> list[Window]:
-        columns = "id, source, status, probability, area_m2, area_low, area_high, cells, factor"
-        return [Window(*row) for row in self._all(f"SELECT {columns} FROM windows WHERE {where} LIMIT ?", *values)]
+        return [Window(*row) for row in self._all(f"SELECT {COLUMNS} FROM windows WHERE {where} LIMIT ?", *values)]
 
     def _about(self, key: str):
         return json.loads(self._one("SELECT value FROM about WHERE key = ?", key))

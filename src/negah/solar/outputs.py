@@ -50,7 +50,9 @@ NAMES = (
 """All that a survey may write beside its ledger."""
 LEDGER_FILES = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal")
 
-TILE_COLUMNS = ("source", "window", "bounds", "probability", "area_m2", "area_low", "area_high", "status")
+TILE_COLUMNS = (
+    "source", "window", "bounds", "probability", "area_m2", "area_low", "area_high", "status", "abstained",
+)  # fmt: skip
 WGS84 = "EPSG:4326"
 BLOCK = 256  # pixels along a block of a heat map
 
@@ -112,10 +114,7 @@ def discard(out: Path) -> None:
 
 
 def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
-    """tiles.csv: every window of every source in order; a source that could not be opened has one row, without figures.
-
-    bounds: minx miny maxx maxy in the source's CRS, or in its pixels where it has none.
-    """
+    """tiles.csv: every window of every source; one that could not be opened has one row, without figures."""
     failed = {f.position: f for f in plan.failures}
     planned = {s.position: s for s in plan.sources}
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
@@ -123,19 +122,31 @@ def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
         out.writerow(TILE_COLUMNS)
         for position in range(len(failed) + len(planned)):
             if position in failed:
-                out.writerow((failed[position].source, "", "", "", "", "", "", "failed"))
+                out.writerow((failed[position].source, "", "", "", "", "", "", "failed", ""))
                 continue
             source = planned[position]
             for window in ledger.windows(source.first, source.first + len(source.layout)):
-                col, row, width, height = source.layout.box(window.id - source.first)
-                corners = np.array([[col, row], [col + width, row], [col, row + height], [col + width, row + height]])
-                xy = apply(source.affine, corners.astype(float))
-                bounds = " ".join(format(v, ".12g") for v in (*xy.min(0).tolist(), *xy.max(0).tolist()))
+                index = window.id - source.first
                 figures = ("", "", "", "")
                 if window.probability is not None:
                     areas = window.area_m2, window.area_low, window.area_high
                     figures = f"{window.probability:.6f}", *("" if area is None else f"{area:.3f}" for area in areas)
-                out.writerow((source.name, f"c{col}_r{row}", bounds, *figures, window.status))
+                place = source.name, window_name(source, index), bounds_of(source, index)
+                out.writerow((*place, *figures, window.status, window.abstained or ""))
+
+
+def window_name(source: PlannedSource, index: int) -> str:
+    """What a window is called: its upper left corner in pixels of the source."""
+    box = source.layout.box(index)
+    return f"c{box.col}_r{box.row}"
+
+
+def bounds_of(source: PlannedSource, index: int) -> str:
+    """minx miny maxx maxy of a window in the source's CRS, or in its pixels where it has none."""
+    col, row, width, height = source.layout.box(index)
+    corners = np.array([[col, row], [col + width, row], [col, row + height], [col + width, row + height]])
+    xy = apply(source.affine, corners.astype(float))
+    return " ".join(format(v, ".12g") for v in (*xy.min(0).tolist(), *xy.max(0).tolist()))
 
 
 def write_failures(path: Path, failures: list[Failure]) -> None:
@@ -216,15 +227,15 @@ class Drawn(NamedTuple):
     probability: Float[ndarray, " panel"]
 
 
-Interval = Callable[[Float[ndarray, " n"]], tuple[Float[ndarray, " n"], Float[ndarray, " n"]]]
-"""From areas to their bounds."""
+Interval = Callable[[Float[ndarray, " n"], Float[ndarray, " n"]], tuple[Float[ndarray, " n"], Float[ndarray, " n"]]]
+"""From areas, and the pixel size of their pictures, to their bounds."""
 
 
 class Panels:
     """The panels of a survey, gathered source by source (about 2 kB each), then written."""
 
-    def __init__(self, plan: Plan, *, m2_per_kw: float, interval: Interval):
-        self._m2_per_kw = m2_per_kw
+    def __init__(self, plan: Plan, *, kw: Callable[[ndarray], ndarray], interval: Interval):
+        self._kw = kw
         self._interval = interval
         self._groups: dict[str | None, list[tuple[ndarray, dict[str, ndarray]]]] = {
             source.crs: [] for source in plan.sources
@@ -254,7 +265,10 @@ class Panels:
         centres = shapely.get_coordinates(shapely.centroid(shapes))
         area = px * source.ground.pixel_m2(centres[:, 0], centres[:, 1])
         moved = shapely.transform(shapes, lambda xy: apply(source.affine, xy)) if source.crs else shapes
-        columns = {"source": np.full(len(area), source.name, dtype=object), "area_m2": area, "probability": probability}
+        columns = {
+            "source": np.full(len(area), source.name, dtype=object), "area_m2": area, "probability": probability,
+            "gsd_m": np.full(len(area), source.gsd_m),
+        }  # fmt: skip
         self._groups[source.crs].append((moved, columns))
         largest = np.argsort(-area, kind="stable")[:draw]
         return Drawn(shapes[largest].tolist(), area[largest], probability[largest])
@@ -285,13 +299,13 @@ class Panels:
             return np.concatenate(values) if values else np.zeros(0)
 
         area = column("area_m2")
-        low, high = self._interval(area)
+        low, high = self._interval(area, column("gsd_m"))
         data = {
             "source": pd.Series(column("source"), dtype="str"),
             "area_m2": area,
             "area_low": low,
             "area_high": high,
-            "kw": area / self._m2_per_kw,
+            "kw": self._kw(area),
             "probability": column("probability"),
         }
         if crs is not None:

@@ -1,9 +1,9 @@
 """What a survey will look at, decided before anything is scored: every source, its windows, its cells, its batches.
 
 A window is `info.window_px` pixels of `info.gsd_m` on the ground, whatever the source's own pixels are; it is cut in
-source pixels and resampled to the model's input.  The raster is also divided into cells of one patch each, from its
-upper left corner; without overlap the patches of a window are cells, and where a window is shifted (overlap, the last
-one of a row) a cell takes the patch that holds its centre.
+source pixels and resampled to the model's input.  The raster is also divided into cells of one patch each (or a part of
+one, where areas are measured finer), from its upper left corner; without overlap the patches of a window are cells, and
+where a window is shifted (overlap, the last one of a row) a cell takes the patch that holds its centre.
 
 The plan alone decides which windows share a batch, so a survey that was stopped and continued runs the same batches and
 comes to the same numbers, bit for bit.  Windows are numbered through all sources; nothing here lists them, so memory
@@ -40,7 +40,7 @@ LONGEST_RUN = 4096  # windows in a chunk, however few of them are scored
 class Axis:
     """One axis of a source's windows and cells.
 
-    size: of the raster, in its pixels.  window, stride: of the windows, in the same.  cells: patches along a window.
+    size: of the raster, in its pixels.  window, stride: of the windows, in the same.  cells: along a window.
     model: pixels of the model's input along a window.
     """
 
@@ -232,6 +232,7 @@ def make_plan(
     info: DetectorInfo,
     *,
     patch: int,
+    fine: int = 1,
     gsd: float | None = None,
     overlap: float = 0.0,
     region: Region | None = None,
@@ -240,7 +241,8 @@ def make_plan(
 ) -> Plan:
     """Open every source once and lay out its windows; one that cannot be opened or measured becomes a failure.
 
-    gsd: metres per pixel of rasters that do not say.  overlap: share of a window's side, in [0, 0.9).
+    fine: cells along a patch.  gsd: metres per pixel of rasters that do not say.  overlap: share of a window's side, in
+    [0, 0.9).
     only: positions of the sources to plan (None: all); these may fail one and all.
     Raises InputError when no source at all can be surveyed.
     """
@@ -252,7 +254,7 @@ def make_plan(
     def attempt(item: tuple[int, Source]) -> PlannedSource | Failure:
         position, source = item
         try:
-            return _plan_source(position, source, info, patch=patch, gsd=gsd, overlap=overlap, region=region)
+            return _plan_source(position, source, info, patch=patch, fine=fine, gsd=gsd, overlap=overlap, region=region)
         except Exception as error:  # whatever a damaged file makes a library raise: the survey goes on
             return Failure(position, source.name, 0, " ".join(str(error).split()) or type(error).__name__)
 
@@ -305,20 +307,20 @@ def _all_chunks(plan: Plan, batch: int, region: Region | None) -> Iterator[Chunk
 
 
 @lru_cache(maxsize=256)
-def axis_of(size: int, pixel_m: float, info: DetectorInfo, *, patch: int, overlap: float) -> Axis:
-    """Windows along an axis of `size` pixels that are `pixel_m` metres long.
+def axis_of(size: int, pixel_m: float, info: DetectorInfo, *, patch: int, fine: int = 1, overlap: float) -> Axis:
+    """Windows along an axis of `size` pixels that are `pixel_m` metres long; `fine` cells along a patch.
 
     A raster shorter than a window gives one window of its own size, whose input is as many patches as it takes.
     Thousands of tiles of one size share one axis, and what it computes of its cells.
     """
     side = max(1, round(info.window_px * info.gsd_m / pixel_m))
     if size <= side:
-        patches = math.ceil(size * pixel_m / info.gsd_m / patch - 1e-6)
-        cells = min(max(1, patches), info.window_px // patch)
-        return Axis(size, size, size, cells, cells * patch)
-    cells = info.window_px // patch
-    stride = max(1, round(max(1, round(cells * (1 - overlap))) * side / cells))
-    return Axis(size, side, stride, cells, info.window_px)
+        needed = math.ceil(size * pixel_m / info.gsd_m / patch - 1e-6)
+        patches = min(max(1, needed), info.window_px // patch)
+        return Axis(size, size, size, patches * fine, patches * patch)
+    patches = info.window_px // patch
+    stride = max(1, round(max(1, round(patches * (1 - overlap))) * side / patches))
+    return Axis(size, side, stride, patches * fine, info.window_px)
 
 
 def _plan_source(
@@ -327,6 +329,7 @@ def _plan_source(
     info: DetectorInfo,
     *,
     patch: int,
+    fine: int,
     gsd: float | None,
     overlap: float,
     region: Region | None,
@@ -339,8 +342,8 @@ def _plan_source(
             raise GeoError(f"{source.name} has no CRS, so polygons cannot be laid over it: leave out --aoi for it")
         middle = pixel_size_m(*georeference, width / 2, height / 2) if georeference else (mean, mean)
         layout = Layout(
-            axis_of(width, middle[0], info, patch=patch, overlap=overlap),
-            axis_of(height, middle[1], info, patch=patch, overlap=overlap),
+            axis_of(width, middle[0], info, patch=patch, fine=fine, overlap=overlap),
+            axis_of(height, middle[1], info, patch=patch, fine=fine, overlap=overlap),
         )
         if georeference and len(layout) > 1:
             ground = _ground(*georeference, width, height)

@@ -88,6 +88,9 @@ class Report:
     not_looked_at: Sequence[str] = ()
     notes: Sequence[str] = ()
     provenance: dict[str, str] = field(default_factory=dict)
+    audit: dict[str, str] = field(default_factory=dict)
+    """Where each head of the detector looks, by what masks say; `audit_lead` says on what that was seen."""
+    audit_lead: str = ""
 
 
 def write_report(report: Report, path: str | Path) -> None:
@@ -123,12 +126,23 @@ def render(report: Report) -> str:
         gallery=_gallery(report),
         unseen=_unseen(report),
         notes=_list(_text(note) for note in report.notes) or '<p class="none">No notes were left.</p>',
-        provenance="".join(
-            f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in report.provenance.items()
-        ),
+        provenance=_facts(report.provenance),
+        audit=_audit(report),
         script_hash=f"sha256-{digest}",
         script=script,
     )
+
+
+def _facts(facts: dict[str, str]) -> str:
+    return "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in facts.items())
+
+
+def _audit(report: Report) -> str:
+    """A section of its own, where there is something to say."""
+    if not report.audit:
+        return ""
+    lead = f'<p class="lead">{_text(report.audit_lead)}</p>'
+    return f'<section><h2>Where the heads look</h2>{lead}<dl class="facts">{_facts(report.audit)}</dl></section>'
 
 
 def _text(value: object) -> str:

@@ -21,10 +21,12 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
+from torch import Tensor
 
 from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.probe.attentive import Reading
+from negah.solar.area import look_at
 from negah.solar.calibration import Calibration
 from negah.solar.footprint import footprint, mean_footprint
 from negah.solar.ledger import Ledger, Window, pack
@@ -40,6 +42,7 @@ Scored = tuple[list[Window], list[tuple[int, str, int, str]]]
 
 AHEAD = 3  # chunks that may be read before they are scored: the bound on memory
 STREAMS = 8  # chunks that are scored at a time, at most
+DIFFUSE = 0.9  # share of the patches from which attention that is spread over them points nowhere
 PER_TASK = 8  # windows per reading task: enough to hide the queue's cost, few enough to keep the threads even
 
 
@@ -54,6 +57,16 @@ class Measure:
     threshold: float
     area_ratio: tuple[float, float] | None = None
     calibration: Calibration | None = None
+
+    @property
+    def level(self) -> float:
+        """Panel fraction from which a cell belongs to a panel."""
+        return LEVEL if self.calibration is None else self.calibration.cells.level
+
+    @property
+    def fine(self) -> int:
+        """Cells along a patch."""
+        return 1 if self.calibration is None else self.calibration.cells.fine
 
 
 @dataclass
@@ -279,18 +292,24 @@ def _score_chunk(
     if len(unusable) < count:
         # Unusable windows stay in the batch, black: its shape, and with it every bit of the others, is the plan's.
         images = torch.from_numpy(loaded.rgb).to(device).permute(0, 3, 1, 2)
-        least = measure.threshold
-        found = mean_footprint([footprint(scorer(images, above=least), threshold=least) for scorer in scorers])
+        # With a calibration, patches are read in a closer look.
+        above = measure.threshold if measure.calibration is None else torch.inf
+        readings = [scorer(images, above=above) for scorer in scorers]
+        found = mean_footprint([footprint(reading, threshold=measure.threshold) for reading in readings])
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
+        if measure.calibration is not None:
+            fraction = looked_closer(images, probability, scorers[0], measure, patch=patch)
         for place, share in loaded.valid.items():
-            fraction[place] *= share
+            fraction[place] *= spread_out(share, chunk.shape, measure.fine, patch)
         for place in np.flatnonzero(~(np.isfinite(probability) & np.isfinite(fraction).all(1))).tolist():
             loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
         cells_m2 = _cell_areas([(s, i) for s, i, look in chunk.windows if look])
         area = fraction.sum(1, dtype=np.float64) * cells_m2
-        low, high, factor = _measured(area, fraction, probability, cells_m2, measure)
+        gsd = np.array([source.gsd_m for source, _, look in chunk.windows if look])
+        low, high, factor = _measured(area, fraction, probability, cells_m2, gsd, measure)
+        spread = spread_of(readings[0].attention).cpu().numpy()
     else:
-        probability = area = np.zeros(count)
+        probability = area = spread = np.zeros(count)
         fraction = np.zeros((count, 1), np.float32)
         low = high = factor = [None] * count
 
@@ -309,32 +328,87 @@ def _score_chunk(
         else:
             status = "ok" if source.in_range else "gsd-out-of-range"
             figures = float(probability[place]), float(area[place]), low[place], high[place]
-            rows.append(Window(number, source.position, status, *figures, pack(fraction[place]), factor[place]))
+            doubts = doubts_of(source, index, float(probability[place]), float(spread[place]), fraction[place], measure)
+            packed = pack(fraction[place])
+            rows.append(Window(number, source.position, status, *figures, packed, factor[place], doubts))
     return rows, failed
+
+
+def looked_closer(
+    images: UInt8[Tensor, "batch 3 h w"], probability: Float[ndarray, " batch"], scorer: Scorer, measure: Measure, *,
+    patch: int,
+) -> Float[ndarray, "batch cell"]:  # fmt: skip
+    """Panel fractions of the cells; of windows that hold panels, each looked at once more, on its own."""
+    assert measure.calibration is not None
+    cells = measure.calibration.cells
+    patches = images.shape[2] // patch * (images.shape[3] // patch)
+    fraction = np.zeros((len(images), patches * cells.fine**2), np.float32)
+    for place in np.flatnonzero(probability >= measure.threshold).tolist():
+        look = look_at(scorer, images[place], patch=patch, zoom=cells.zoom, outputs=bool(cells.layer))
+        fraction[place] = cells.fraction(look).ravel()
+    return fraction
+
+
+def spread_out(share: Float[ndarray, " patch"], shape: tuple[int, int], fine: int, patch: int) -> ndarray:
+    """A figure of each patch, for each of its cells."""
+    grid = share.reshape(shape[0] // patch, shape[1] // patch)
+    return grid.repeat(fine, 0).repeat(fine, 1).ravel()
+
+
+def spread_of(attention: Float[Tensor, "batch head patch"]) -> Float[Tensor, " batch"]:
+    """Over what share of the patches attention is spread: the exponential of its entropy, 1 where it is even."""
+    mass = attention.float().mean(1)
+    mass = mass / mass.sum(1, keepdim=True)
+    return torch.special.entr(mass).sum(1).exp() / mass.shape[1]
 
 
 def _measured(
     area: Float[ndarray, " batch"], fraction: Float[ndarray, "batch patch"], probability: Float[ndarray, " batch"],
-    cells_m2: Float[ndarray, " batch"], measure: Measure,
+    cells_m2: Float[ndarray, " batch"], gsd_m: Float[ndarray, " batch"], measure: Measure,
 ) -> tuple[list, list, list]:  # fmt: skip
     """Bounds of each window's area, and the factor that makes areas of its cells; a calibration changes `area` itself.
 
-    Only cells from LEVEL on belong to a panel, so they carry the whole calibrated area of their window: the panels of a
-    survey sum to its windows.
+    Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window: the panels
+    of a survey sum to its windows.
     """
     if measure.calibration is None:
         ratio = measure.area_ratio
         low, high = ((area * r).tolist() for r in ratio) if ratio else ([None] * len(area), [None] * len(area))
         return low, high, [None] * len(area)
     area[:] = measure.calibration.area(area, probability.astype(float))
-    drawn = np.where(fraction >= LEVEL, fraction, 0).sum(1, dtype=np.float64) * cells_m2
+    drawn = np.where(fraction >= measure.level, fraction, 0).sum(1, dtype=np.float64) * cells_m2
     factor = np.divide(area, drawn, out=np.ones(len(area)), where=drawn > 0)
-    low, high = measure.calibration.interval(area)
+    low, high = measure.calibration.interval(area, gsd_m, cells_m2 * fraction.shape[1])
     return low.tolist(), high.tolist(), factor.tolist()
 
 
+def doubts_of(
+    source: PlannedSource, index: int, probability: float, spread: float, fraction: Float[ndarray, " cell"],
+    measure: Measure,
+) -> str | None:  # fmt: skip
+    """Why the area of a window with panels should not be relied on; None where nothing speaks against it."""
+    if not fraction.any():
+        return None
+    calibration, reasons = measure.calibration, []
+    if not source.in_range or (calibration is not None and not calibration.covers(source.gsd_m)):
+        reasons.append("ground size out of range")
+    if calibration is not None and calibration.fit.presence(probability) < 0.5:
+        reasons.append("low probability")
+    if spread > DIFFUSE:
+        reasons.append("diffuse attention")
+    drawn = fraction.reshape(source.layout.y.cells, source.layout.x.cells) >= measure.level
+    box = source.layout.box(index)
+    edges = (
+        (box.row == 0, drawn[0]), (box.row + box.height == source.height, drawn[-1]),
+        (box.col == 0, drawn[:, 0]), (box.col + box.width == source.width, drawn[:, -1]),
+    )  # fmt: skip
+    if any(at_edge and line.any() for at_edge, line in edges):
+        reasons.append("cut by the image's edge")
+    return "; ".join(reasons) or None
+
+
 def _cell_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " batch"]:
-    """Ground area of a patch of each window, taken at the window's centre."""
+    """Ground area of a cell of each window, taken at the window's centre."""
     areas = np.empty(len(windows))
     start = 0
     while start < len(windows):

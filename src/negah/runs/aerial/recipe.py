@@ -50,6 +50,7 @@ ROUNDS = (
     Steps(teacher=1200, detector=1000, crossed=0.5),
     Steps(teacher=0, detector=1200, crossed=0.5),
 )
+LABELS_ONLY = (Steps(teacher=500, detector=1000, crossed=0.5),)  # rounds where no real tile has a mask
 ASIDE = 4  # the Duke fold that the bundled model was not trained on
 
 
@@ -63,7 +64,7 @@ class Pair(NamedTuple):
 def first_stage(elsewhere: Elsewhere, *, scale: float = 1.0, seed: int = 0, out: Path | None = None) -> Pair:
     """Without a tile of the target region; `scale` multiplies the steps."""
     sources = [
-        replace(elsewhere.masked, share=0.2),
+        *([replace(elsewhere.masked, share=0.2)] if elsewhere.masked else []),
         replace(elsewhere.background, share=0.25),
         replace(elsewhere.drawn, share=0.3),
         replace(elsewhere.generated, share=0.25),
@@ -77,19 +78,19 @@ def first_stage(elsewhere: Elsewhere, *, scale: float = 1.0, seed: int = 0, out:
 
 
 def second_stage(
-    pair: Pair, labelled: Tiles, unlabelled: Tiles, elsewhere: Elsewhere, *, scale: float = 1.0, seed: int = 0,
-    out: Path | None = None,
+    pair: Pair, labelled: Tiles, unlabelled: Tiles, elsewhere: Elsewhere, *, rounds: Sequence[Steps] = ROUNDS,
+    scale: float = 1.0, seed: int = 0, out: Path | None = None,
 ) -> Pair:  # fmt: skip
     """With tiles of the target region; `pair` is left as it is."""
     sources = [
         replace(labelled, share=0.65),
         replace(with_panels(labelled, copies=4, seed=seed), share=0.1),
-        replace(elsewhere.masked, share=0.08),
+        *([replace(elsewhere.masked, share=0.08)] if elsewhere.masked else []),
         replace(elsewhere.background, share=0.07),
         replace(elsewhere.drawn, share=0.03),
         replace(elsewhere.generated, share=0.07),
     ]
-    for number, steps in enumerate(ROUNDS, 1):
+    for number, steps in enumerate(rounds, 1):
         learn = partial(train, strength=STRENGTH, exact=EXACT, seed=seed + number)
         folder = out and out / f"round{number}"
         teacher = pair.teacher

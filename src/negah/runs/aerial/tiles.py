@@ -167,6 +167,16 @@ def chosen(tiles: Tiles, which: np.ndarray) -> Tiles:
     return replace(tiles, images=tiles.images[which], labels=tiles.labels[which], masks=masks)
 
 
+def joined(first: Tiles, second: Tiles) -> Tiles:
+    """Two sources without masks as one."""
+    assert first.masks is None and second.masks is None
+    return replace(
+        first,
+        images=np.concatenate([first.images, second.images]),
+        labels=np.concatenate([first.labels, second.labels]),
+    )
+
+
 def duke(folder: Path) -> Duke:
     """The Duke tiles of the data folder, enlarged from 101 to 104 px as a survey does it."""
     rows = read_csv(folder / "duke-solar/labels.csv")
@@ -184,13 +194,22 @@ def duke(folder: Path) -> Duke:
 def masked(folder: Path, *, kept_aside: bool = False, seed: int = 0) -> Tiles:
     """The 0.1 m Jiangsu tiles at `GSD_M`, cut to quarters; mask-free ones are negatives of their own source.
 
-    A quarter is mirrored up to the window, positives and negatives alike.  Every fifth neighbourhood (tiles within
-    300 m of each other) is kept aside: trained on by nothing, returned when `kept_aside` is true.
+    Every fifth neighbourhood (tiles within 300 m of each other) is kept aside: trained on by nothing, returned when
+    `kept_aside` is true.
     """
+    rows, fold = jiangsu(folder, folds=5)
+    return cuts(folder, [row for row, k in zip(rows, fold, strict=True) if (k == 0) == kept_aside], seed=seed)
+
+
+def jiangsu(folder: Path, *, folds: int) -> tuple[list[dict[str, str]], np.ndarray]:
+    """Rows of the 0.1 m Jiangsu tiles, and the fold of each; neighbourhoods stay whole."""
     rows = [row for row in read_csv(folder / "pv-masks/tiles.csv") if row["set"] == "jiangsu-pv01"]
     places = location_groups([float(r["lat"]) for r in rows], [float(r["lon"]) for r in rows], distance_m=300)
-    aside = grouped_folds(places, np.zeros(len(rows), int), folds=5) == 0
-    rows = [row for row, out in zip(rows, aside, strict=True) if out == kept_aside]
+    return rows, grouped_folds(places, np.zeros(len(rows), int), folds=folds)
+
+
+def cuts(folder: Path, rows: Sequence[dict[str, str]], *, seed: int = 0) -> Tiles:
+    """Quarters of masked tiles: the four corners and four at random, each mirrored up to the window, all alike."""
     rng, images, masks = np.random.default_rng(seed), [], []
     with (
         zipfile.ZipFile(folder / "pv-masks/images.zip") as pictures,
@@ -208,6 +227,14 @@ def masked(folder: Path, *, kept_aside: bool = False, seed: int = 0) -> Tiles:
                 images.append(mirrored(image[window]))
                 masks.append(mirrored(mask[window]))
     return Tiles(np.stack(images), np.full(len(images), MASKED), np.stack(masks))
+
+
+def only_labels(tiles: Tiles) -> Tiles:
+    """Masked tiles as if somebody had only said of each picture whether it shows panels."""
+    assert tiles.masks is not None
+    patches = tiles.masks.sum((1, 2)) / 255 / PATCH_PX**2
+    labels = np.where(patches >= MIN_PANEL_PATCHES, 1, np.where(patches < NO_PANEL_PATCHES, 0, UNLABELLED))
+    return replace(tiles, labels=labels, masks=None)
 
 
 def background(folder: Path, *, kept_aside: bool = False) -> Tiles:
@@ -255,7 +282,7 @@ def generated(count: int, *, work: Path, seed: int = 0) -> Tiles:
 class Elsewhere:
     """The sources that hold no tile of the target region, loaded once."""
 
-    masked: Tiles
+    masked: Tiles | None
     background: Tiles
     drawn: Tiles  # panels drawn onto the background
     generated: Tiles

@@ -1,0 +1,188 @@
+"""Panel area as a measurement: a second, closer look at a window with panels, read cell by cell.
+
+Attention says where the head looked, but it is a share: it sums to one however large the panel.  Evidence, the head's
+own linear layer on each patch, is additive.  For patch j of a window, with e_j its evidence, a_hj the attention of head
+h of the CLS query, n patches,
+
+    logit f_j = bias + scale e_j + sum_h heads_h log(n a_hj)
+
+is the panel fraction; n a_hj is 1 where a patch gets its even share, so the odds of panel are evidence times attention,
+each to a power.  The fraction times the ground area of a cell, summed, is m2: zero where no panel was found, never
+dependent on other windows.  `bias` is a threshold, `scale` an inverse temperature, `heads` says which heads are worth
+listening to: all are fitted on masks by logistic regression with fractions as targets, with a pull towards (0, 1, 0),
+the head as it was trained from image labels.
+
+    evidence from masks (a named option)    logit f_jk = w_k . y_j + b_k,    k = 1..4
+
+instead reads the head's patch outputs y_j with a linear layer of its own for each quarter of a patch, fitted on masks.
+
+Finer grids: the window is enlarged `zoom` times before it is looked at, so that a patch covers less ground, and logits
+are interpolated to half patches (Keys' bicubic kernel).  Every window is looked at alone, so that its area does not
+depend on what shares its batch, to the last bit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num, UInt8
+from numpy import ndarray
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import Tensor
+
+from negah.probe.attentive import Reading
+
+HALVES = 2  # cells along a patch of the enlarged window
+PULL = 50.0  # cells that the prior of `bias`, `scale` and `heads` counts for
+RIDGE = 1e-4  # on evidence from masks, per cell: pull towards the head's own layer
+MOST = 400  # windows that cells are fitted on: more would hardly change so few numbers
+LEVELS = np.arange(0.2, 0.65, 0.05)  # panel fractions from which a cell may count as panel
+
+
+class Look(NamedTuple):
+    """What a closer look at one window gives, patch by patch."""
+
+    evidence: Float[ndarray, "row col"]  # logit
+    share: Float[ndarray, "head row col"]  # log of n times the attention
+    outputs: Float[ndarray, "row col dim"] | None  # what the head's linear layer reads, where it is asked for
+
+
+class Known(NamedTuple):
+    """A look at a window whose mask is known.  fraction: of each half patch that is panel."""
+
+    look: Look
+    fraction: Float[ndarray, "row2 col2"]
+    image: UInt8[ndarray, "h w 3"] | None = None
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How looks become panel fractions, see above.  level: fraction from which a cell is part of an outline.
+
+    layer: rows of evidence from masks (weights, then the bias), one for each quarter of a patch; empty without.
+    """
+
+    zoom: int
+    level: float
+    bias: float
+    scale: float
+    heads: tuple[float, ...]
+    layer: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def fine(self) -> int:
+        """Cells along a patch of the window as it is."""
+        return HALVES * self.zoom
+
+    def fraction(self, look: Look) -> Float[ndarray, "row2 col2"]:
+        """Panel fraction of each half patch."""
+        if self.layer:
+            assert look.outputs is not None
+            layer = np.array(self.layer, np.float32)
+            return expit(quarters(look.outputs @ layer[:, :-1].T + layer[:, -1]))
+        score = self.bias + self.scale * look.evidence + np.tensordot(self.heads, look.share, 1)
+        return expit(halved(score.astype(np.float32)))
+
+
+def look_at(
+    scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], *, patch: int, zoom: int, outputs: bool = False
+) -> Look:
+    """Look at one window again, enlarged.  outputs: keep what evidence from masks is read from."""
+    height, width = image.shape[1] * zoom, image.shape[2] * zoom
+    if zoom > 1:
+        larger = F.interpolate(image[None].float(), size=(height, width), mode="bicubic").clamp(0, 255)
+        image = larger.round().to(torch.uint8)[0]
+    reading = scorer(image[None])
+    grid = height // patch, width // patch
+    share = (reading.attention[0].float() * reading.attention.shape[-1]).clamp(min=1e-6).log()
+    kept = None
+    if outputs:
+        assert reading.outputs is not None, "this scorer gives no patch outputs"
+        kept = reading.outputs[0].float().unflatten(0, grid).cpu().numpy()
+    return Look(
+        reading.patch_logits[0].float().reshape(grid).cpu().numpy(), share.unflatten(1, grid).cpu().numpy(), kept
+    )
+
+
+def halved(score: Float[ndarray, "row col"]) -> Float[ndarray, "row2 col2"]:
+    """A map of patches, interpolated to half patches."""
+    return F.interpolate(torch.from_numpy(score)[None, None], scale_factor=HALVES, mode="bicubic")[0, 0].numpy()
+
+
+def quarters(score: Num[ndarray, "row col 4"]) -> Num[ndarray, "row2 col2"]:
+    """Four figures of each patch, laid out as its quarters: row by row."""
+    rows, cols, _ = score.shape
+    return score.reshape(rows, cols, 2, 2).transpose(0, 2, 1, 3).reshape(2 * rows, 2 * cols)
+
+
+def fit_cells(known: Sequence[Known], *, zoom: int, from_masks: bool, level: float = 0.3) -> Cells:
+    """Fit `bias`, `scale` and `heads`, or evidence from masks, on windows with masks."""
+    heads = len(known[0].look.share)
+    known = known[:: -(-len(known) // MOST)]
+    if from_masks:
+        return Cells(zoom, level, 0.0, 1.0, (0.0,) * heads, _layer(known))
+    columns = np.concatenate([_columns(k.look) for k in known])
+    target = np.concatenate([k.fraction.ravel() for k in known])
+    prior = np.array([0.0, 1.0] + [0.0] * heads)
+
+    def loss(beta: ndarray) -> tuple[float, ndarray]:
+        score = columns @ beta
+        value = np.logaddexp(0, score).sum() - target @ score + PULL / 2 * ((beta - prior) ** 2).sum()
+        return float(value), columns.T @ (expit(score) - target) + PULL * (beta - prior)
+
+    # A head that looks away from panels is no map of them: it may be left out, not turned round.
+    bounds = [(None, None), (0.0, None)] + [(0.0, None)] * heads
+    bias, scale, *rest = minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    return Cells(zoom, level, bias, scale, tuple(rest))
+
+
+def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> tuple[float, float]:
+    """The level at which outlines overlap most with the masks, and the intersection over union there (pooled)."""
+    said, true = (np.concatenate([f.ravel() for f in maps]) for maps in (fractions, [k.fraction for k in known]))
+    # fractions of a cell, not yes or no: what is half panel counts as half
+    ious = [true[said >= t].sum() / ((said >= t).sum() + true[said < t].sum()) for t in LEVELS]
+    return float(LEVELS[int(np.argmax(ious))]), float(max(ious))
+
+
+def _columns(look: Look) -> Float[ndarray, "cell term"]:
+    maps = [np.ones_like(look.evidence), look.evidence, *look.share]
+    return np.stack([halved(m).ravel() for m in maps], 1).astype(float)
+
+
+def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
+    """Four logistic regressions on patch outputs, one for each quarter of a patch, from their least-squares start."""
+    outputs = [k.look.outputs for k in known]
+    x = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs if y is not None]).astype(np.float32)
+    target = np.concatenate([_as_quarters(k.fraction) for k in known]).astype(np.float32)
+    own = _own_layer(known)
+    n, start = len(x), np.tile(own, (4, 1))
+
+    def loss(flat: ndarray) -> tuple[float, ndarray]:
+        beta = flat.reshape(4, -1).astype(np.float32)
+        score = x @ beta[:, :-1].T + beta[:, -1]
+        error = expit(score) - target
+        away = beta - start
+        away[:, -1] = 0
+        value = (np.logaddexp(0, score) - target * score).sum() + n * RIDGE / 2 * (away**2).sum()
+        slope = np.concatenate([error.T @ x, error.sum(0)[:, None]], 1) + n * RIDGE * away
+        return float(value) / n, slope.ravel().astype(float) / n
+
+    found = minimize(loss, start.ravel().astype(float), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    return tuple(tuple(row) for row in found.reshape(4, -1).tolist())
+
+
+def _own_layer(known: Sequence[Known]) -> Float[ndarray, " term"]:
+    """The head's own linear layer, read back from what it said of its outputs."""
+    parts = [(k.look.outputs.reshape(-1, k.look.outputs.shape[-1]), k.look.evidence.ravel())
+             for k in known[:20] if k.look.outputs is not None]  # fmt: skip
+    x, e = np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    return np.linalg.lstsq(np.column_stack([x, np.ones(len(x))]), e, rcond=None)[0]
+
+
+def _as_quarters(fraction: Float[ndarray, "row2 col2"]) -> Float[ndarray, "patch 4"]:
+    rows, cols = fraction.shape
+    return fraction.reshape(rows // 2, 2, cols // 2, 2).transpose(0, 2, 1, 3).reshape(-1, 4)

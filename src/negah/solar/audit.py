@@ -1,0 +1,77 @@
+"""Where the heads look, against masks: when not to trust a map of attention.
+
+For each head, over windows that hold panels,
+
+    pointing   how often its strongest patch is on a panel (the pointing game, Zhang et al. 2016, arXiv:1608.00507)
+    iou        of the patches that get more than their even share, with the panels
+    inside     what share of its attention to patches falls on panels; compare with `covered`, which chance would give
+    sink       what share of its attention goes to nothing in the picture: to the CLS token itself, or to patches
+               without panels that take SINK times their even share, as transformers use some for scratch space
+               (Darcet et al. 2023, arXiv:2309.16588)
+
+and the same of the evidence, as far as it has a meaning there.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from negah.solar.area import Known
+
+SINK = 5.0  # times the even share
+ON_PANEL = 0.25  # of a patch that is panel
+
+
+class Head(NamedTuple):
+    """What is said of one head, or of the evidence; see above."""
+
+    name: str
+    pointing: float
+    iou: float
+    inside: float
+    sink: float
+
+
+class Audit(NamedTuple):
+    """covered: share of the windows that panels cover, in the mean."""
+
+    windows: int
+    covered: float
+    heads: tuple[Head, ...]
+
+
+def audit(known: Sequence[Known]) -> Audit | None:
+    """Each head, then the evidence, on windows that hold panels; None where there are none."""
+    truths = [patches(k.fraction) for k in known]
+    held = [(k.look, t) for k, t in zip(known, truths, strict=True) if (t >= ON_PANEL).any()]
+    if not held:
+        return None
+    heads = []
+    for h in range(len(held[0][0].share)):
+        maps = [np.exp(look.share[h]) / look.share[h].size for look, _ in held]  # what patches get
+        even = [m * m.size for m in maps]
+        heads.append(_head(f"head {h + 1}", maps, [e > 1 for e in even], [t for _, t in held], even))
+    maps = [1 / (1 + np.exp(-look.evidence)) for look, _ in held]
+    heads.append(_head("evidence", maps, [m >= 0.5 for m in maps], [t for _, t in held], None))
+    return Audit(len(held), float(np.mean([t.mean() for _, t in held])), tuple(heads))
+
+
+def patches(fraction: Float[ndarray, "row2 col2"]) -> Float[ndarray, "row col"]:
+    """From half patches to patches."""
+    rows, cols = fraction.shape
+    return fraction.reshape(rows // 2, 2, cols // 2, 2).mean((1, 3))
+
+
+def _head(name: str, maps: list, said: list, truths: list, even: list | None) -> Head:
+    pointing = np.mean([t.flat[int(np.argmax(m))] >= ON_PANEL for m, t in zip(maps, truths, strict=True)])
+    both = sum(t[s].sum() for s, t in zip(said, truths, strict=True))
+    either = sum(s.sum() + t[~s].sum() for s, t in zip(said, truths, strict=True))
+    inside = np.mean([(m * t).sum() / max(m.sum(), 1e-9) for m, t in zip(maps, truths, strict=True)])
+    sink = 0.0
+    if even is not None:
+        lost = [1 - m.sum() + m[(e >= SINK) & (t < ON_PANEL)].sum() for m, e, t in zip(maps, even, truths, strict=True)]
+        sink = np.mean(lost)
+    return Head(name, float(pointing), float(both / max(either, 1e-9)), float(inside), float(sink))

@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit, logit
+
+from negah.probe.attentive import Reading
+from negah.probe.detector import Detector
+from negah.solar.area import Cells, Known, Look, best_level, fit_cells, halved, look_at, quarters
+
+
+def known(n: int, *, heads: int = 2, seed: int = 0, dim: int = 0) -> list[Known]:
+    """Windows of 6 x 6 patches with a rectangle of panel; evidence is off by a bias and a scale, head 0 sees panels."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        fraction = np.zeros((12, 12), np.float32)
+        top, left = rng.integers(0, 8, 2)
+        fraction[top : top + rng.integers(2, 8), left : left + rng.integers(2, 8)] = 1
+        patch = fraction.reshape(6, 2, 6, 2).mean((1, 3))
+        truth = logit(np.clip(patch, 0.02, 0.98))
+        share = np.stack([truth / 4, *rng.normal(0, 1, (heads - 1, 6, 6))])
+        outputs = None
+        if dim:
+            parts = fraction.reshape(6, 2, 6, 2).transpose(0, 2, 1, 3).reshape(6, 6, 4)
+            outputs = np.concatenate([parts, rng.normal(0, 0.1, (6, 6, dim - 4))], 2).astype(np.float32)
+            truth = outputs[..., :4].sum(2) - 2
+        found.append(Known(Look((truth + 3) / 2, share, outputs), fraction))
+    return found
+
+
+def test_bias_and_scale_of_the_evidence_are_taken_out():
+    cells = fit_cells(known(60), zoom=1, from_masks=False)
+    new = known(20, seed=9)
+    area = np.array([cells.fraction(k.look).sum() for k in new])
+    true = np.array([k.fraction.sum() for k in new])
+    plain = np.array([expit(halved(k.look.evidence.astype(np.float32))).sum() for k in new])
+    assert np.median(abs(area / true - 1)) < 0.15 < 0.5 < np.median(abs(plain / true - 1))
+    assert area.sum() == pytest.approx(true.sum(), rel=0.1)
+
+
+def test_a_head_that_looks_elsewhere_is_left_out():
+    some = known(60, heads=3)
+    some = [k._replace(look=k.look._replace(evidence=np.zeros((6, 6)))) for k in some]  # only attention knows
+    cells = fit_cells(some, zoom=1, from_masks=False)
+    assert cells.heads[0] > 1 and max(cells.heads[1:]) < 0.1
+    turned = [k._replace(look=k.look._replace(share=-k.look.share)) for k in some]
+    assert fit_cells(turned, zoom=1, from_masks=False).heads[0] == 0  # not turned round
+
+
+def test_few_masks_leave_the_head_as_it_was():
+    cells = fit_cells(known(1)[:1], zoom=1, from_masks=False)
+    assert abs(cells.bias) < 1.5 and 0.5 < cells.scale < 2
+
+
+def test_evidence_from_masks_sees_quarters_of_patches():
+    some, new = known(60, dim=8), known(20, dim=8, seed=9)
+    some = [k._replace(look=k.look._replace(share=np.zeros((2, 6, 6)))) for k in some]
+    own, anew = (fit_cells(some, zoom=1, from_masks=flag) for flag in (False, True))
+
+    def iou(cells: Cells) -> float:
+        return best_level([cells.fraction(k.look) for k in new], new)[1]
+
+    assert len(anew.layer) == 4 and len(anew.layer[0]) == 9
+    assert iou(anew) > 0.99 > iou(own) + 0.02
+
+
+def test_quarters_lie_where_they_belong():
+    parts = np.arange(2 * 3 * 4).reshape(2, 3, 4)
+    laid = quarters(parts)
+    assert laid.shape == (4, 6)
+    assert laid[:2, :2].tolist() == [[0, 1], [2, 3]] and laid[2:, 4:].tolist() == [[20, 21], [22, 23]]
+
+
+def test_the_level_is_where_outlines_overlap_most():
+    some = known(5)
+    level, iou = best_level([k.fraction * 0.45 for k in some], some)
+    assert 0.2 <= level < 0.45 and iou == pytest.approx(1)
+
+
+class Bright:
+    """Evidence is the brightness of a patch, attention follows it; counts the sizes it was shown."""
+
+    def __init__(self):
+        self.seen: list[tuple[int, ...]] = []
+
+    def __call__(self, images: torch.Tensor, *, above: float | None = None) -> Reading:
+        self.seen.append(tuple(images.shape))
+        bright = torch.nn.functional.avg_pool2d(images.float() / 255, 8).mean(1).flatten(1)
+        evidence = bright.logit(eps=0.01)
+        return Reading(evidence.amax(1), bright.softmax(1).unsqueeze(1), evidence, bright.unsqueeze(2))
+
+
+def test_a_closer_look_is_of_one_enlarged_window():
+    scorer = Bright()
+    image = torch.zeros(3, 16, 24, dtype=torch.uint8)
+    image[:, :8, 8:16] = 255
+    look = look_at(scorer, image, patch=8, zoom=2)
+    assert scorer.seen == [(1, 3, 32, 48)] and look.evidence.shape == (4, 6) and look.share.shape == (1, 4, 6)
+    assert look.outputs is None and look_at(scorer, image, patch=8, zoom=2, outputs=True).outputs is not None
+    assert (look.evidence[:2, 2:4] > 2).all() and (look.evidence[2:] < -2).all()
+    fraction = Cells(2, 0.3, 0.0, 1.0, (0.0,)).fraction(look)
+    assert fraction.shape == (8, 12) and fraction.min() >= 0 and fraction.max() <= 1
+
+
+def test_areas_add_up_where_attention_only_shares():
+    """Twice the panel is twice the area, though attention sums to one for both."""
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    areas = []
+    for width in (16, 32):
+        image[:, 16:48, 8 : 8 + width] = 255
+        look = look_at(Bright(), image, patch=8, zoom=1)
+        areas.append(Cells(1, 0.3, 0.0, 1.0, (0.0,)).fraction(look).sum())
+    assert areas[1] / areas[0] == pytest.approx(2, rel=0.1)
+
+
+def test_the_bundled_layout_can_be_looked_at():
+    detector = Detector.random(window_px=32)
+    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        look = look_at(detector, image, patch=8, zoom=2, outputs=True)
+        assert look.evidence.shape == (8, 8) and look.outputs is not None and look.outputs.shape == (8, 8, 32)
+        whole = detector(image[None])
+        assert whole.outputs is not None
+        assert torch.allclose(detector.head.classifier(whole.outputs).squeeze(-1), whole.patch_logits, atol=1e-6)
