@@ -124,6 +124,9 @@ def test_a_calibration_of_another_model_or_threshold_is_refused(masks, tmp_path)
         other = Options(precision="fp32", calibration=tmp_path / "half.json", threshold=0.3)
         survey([str(tmp_path / "new.tif")], tmp_path / "map", [Half()], other)
     assert not (tmp_path / "map").exists()
+    run(masks, tmp_path / "low.json", threshold=0.05)
+    own = Options(precision="fp32", calibration=tmp_path / "low.json")
+    assert survey([str(tmp_path / "new.tif")], tmp_path / "map", [Half()], own).threshold == 0.05
 
 
 def test_masks_of_zero_and_one_in_their_own_folder(masks, tmp_path):

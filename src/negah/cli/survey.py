@@ -44,7 +44,7 @@ class Survey(show.Verb):
     overlap: Annotated[float, arg(metavar="F")] = 0.0
     """Overlap of neighbouring windows, as a share of their side, from 0 to below 0.9."""
     threshold: Annotated[float | None, arg(metavar="P")] = None
-    """Probability from which a window counts as having panels (default: the model's own)."""
+    """Probability from which a window counts as having panels (default: the calibration's, or the model's own)."""
     aoi: Annotated[Path | None, arg(metavar="FILE")] = None
     """Polygons (GeoJSON, GeoPackage, GeoParquet) to stay inside of: windows that touch none are not looked at."""
     parcels: Annotated[Path | None, arg(metavar="FILE")] = None

@@ -86,7 +86,7 @@ class Options:
     """The arguments of a survey.
 
     gsd: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
-    threshold: probability from which a window has panels; None takes the model's own.
+    threshold: probability from which a window has panels; None takes that of the calibration, or the model's own.
     aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: module area of one kW; None takes that
     of `year`, or one figure for all years.  tilt: see `negah.solar.power`.
     label_next: how many windows to draw for labelling.  labels: what came of it, see `negah.solar.sampling`.
@@ -165,14 +165,15 @@ def survey(
     """
     detector = _same_kind(detectors)
     info, device = detector.info, next(detector.parameters()).device
-    threshold = info.threshold if options.threshold is None else options.threshold
+    calibration = _calibration(options, detectors)
+    made_at = info.threshold if calibration is None else calibration.threshold
+    threshold = made_at if options.threshold is None else options.threshold
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
     labels.check(out, options.label_next, options.labels, options.overlap)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = uses_bf16(options.precision, device)
-    calibration = _calibration(options.calibration, detectors, threshold)
     measure = Measure(threshold, info.area_ratio, calibration)
     batch = BATCHES.get(device.type, 256)
     threads = max(2, min(8, os.cpu_count() or 2))
@@ -494,17 +495,18 @@ def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Call
     return ledger.plan()
 
 
-def _calibration(path: Path | None, detectors: Sequence[Detector], threshold: float) -> Calibration | None:
+def _calibration(options: Options, detectors: Sequence[Detector]) -> Calibration | None:
     """Raises InputError where it was made for another detector or threshold: then it corrects other errors."""
+    path, threshold = options.calibration, options.threshold
     if path is None:
         return None
     found = load_calibration(path)
     if len(detectors) > 1 or found.model != fingerprint_of(detectors[0])[:12]:
         raise InputError(f"--calibration {path} was made for another model: make one for this, with `negah calibrate`")
-    if found.threshold != threshold:
+    if threshold not in (None, found.threshold):
         raise InputError(
             f"--calibration {path} was made at a threshold of {found.threshold:g}, and this survey's is {threshold:g}: "
-            "give the same to both"
+            "leave --threshold out, or calibrate at this one"
         )
     return found
 

@@ -259,7 +259,7 @@ class Ledger:
         for reason, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
             areas.setdefault(reason, []).append(area)
         # fsum: the same sum whatever the order in which windows came in
-        found = ((reason, (len(some), math.fsum(some))) for reason, some in areas.items())
+        found = ((reason, (len(some), round(math.fsum(some), 3))) for reason, some in areas.items())
         return dict(sorted(found, key=lambda item: (-item[1][1], item[0])))
 
     def found(self, threshold: float) -> int:
