@@ -18,17 +18,26 @@ SUPERSAMPLE = 2
 
 
 def paste_panels(
-    images: Float[Tensor, "batch 3 h w"], *, gsd_m: float, generator: torch.Generator, arrays: int = 2, decoys: int = 2
+    images: Float[Tensor, "batch 3 h w"],
+    *,
+    gsd_m: float,
+    generator: torch.Generator,
+    arrays: int = 2,
+    decoys: int = 2,
+    large: float = 0.0,
 ) -> tuple[Float[Tensor, "batch 3 h w"], Float[Tensor, "batch 1 h w"]]:
     """Images in [0, 1] with up to `arrays` panel arrays and `decoys` plain rectangles each; and the panels' masks.
 
-    gsd_m: metres per pixel, which fixes the size of a module.  Returns new tensors.
+    gsd_m: metres per pixel, which fixes the size of a module.  large: share of the arrays that are as large as those on
+    halls, hundreds of square metres.  Returns new tensors.
     """
     masks = torch.zeros(len(images), 1, *images.shape[-2:])
     brightness = images.mean((1, 2, 3), keepdim=True)
     for i in range(arrays + decoys):
         panel = i >= decoys
-        cover, lines = draw_arrays(images.shape, gsd_m=gsd_m, generator=generator, panel=panel, certain=i == decoys)
+        cover, lines = draw_arrays(
+            images.shape, gsd_m=gsd_m, generator=generator, panel=panel, certain=i == decoys, large=large
+        )
         colour, frame = colours(len(images), panel=panel, brightness=brightness, generator=generator)
         surface = torch.lerp(colour, frame, lines) if panel else colour.expand_as(images)
         images = torch.lerp(images, surface, cover)
@@ -51,7 +60,7 @@ def colours(b: int, *, panel: bool, brightness: Tensor, generator: torch.Generat
 
 
 def draw_arrays(
-    shape: torch.Size, *, gsd_m: float, generator: torch.Generator, panel: bool, certain: bool
+    shape: torch.Size, *, gsd_m: float, generator: torch.Generator, panel: bool, certain: bool, large: float = 0.0
 ) -> tuple[Float[Tensor, "batch 1 h w"], Float[Tensor, "batch 1 h w"]]:
     """Coverage of one rectangle of modules per image, and the share of each pixel taken by lines between modules."""
     b, _, h, w = shape
@@ -63,6 +72,10 @@ def draw_arrays(
     cy, cx = draw(0.12, 0.88) * h, draw(0.12, 0.88) * w
     columns = (draw(0, 1).square() * 10 + 2).floor() if panel else draw(1, 8).floor()
     rows = (draw(0, 1).square() * 4 + 1).floor()
+    if large and panel:
+        huge = draw(0, 1) < large
+        columns = torch.where(huge, (draw(0, 1) * 40 + 10).floor(), columns)
+        rows = torch.where(huge, (draw(0, 1) * 20 + 5).floor(), rows)
     flip = draw(0, 1) < 0.5
     stretch = draw(0.9, 1.1)
     short, long = MODULE_M[0] / gsd_m * stretch, MODULE_M[1] / gsd_m * stretch
@@ -77,7 +90,7 @@ def draw_arrays(
         missing = (
             torch.rand(b, 14 * 6, generator=generator) < 0.08 * torch.rand(b, 1, generator=generator) * 2
         ).float()
-        index = (v.clamp(0, 5).long() * 14 + u.clamp(0, 13).long()).flatten(1)
+        index = (v.long() % 6 * 14 + u.long() % 14).flatten(1)
         inside = inside & (missing.gather(1, index).view_as(u) < 0.5)
     there = torch.ones(b, 1, 1) if certain else (draw(0, 1) < 0.4).float()
     cover = inside.float() * there

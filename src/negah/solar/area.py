@@ -39,6 +39,7 @@ from negah.probe.attentive import Reading
 HALVES = 2  # cells along a patch of the enlarged window
 PULL = 50.0  # cells that the prior of `bias`, `scale` and `heads` counts for
 RIDGE = 1e-4  # on evidence from masks, per cell: pull towards the head's own layer
+PATCHES = 20_000  # that evidence from masks is fitted on, evenly picked
 MOST = 400  # windows that cells are fitted on: more would hardly change so few numbers
 LEVELS = np.arange(0.2, 0.65, 0.05)  # panel fractions from which a cell may count as panel
 
@@ -159,6 +160,8 @@ def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
     x = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs if y is not None]).astype(np.float32)
     target = np.concatenate([_as_quarters(k.fraction) for k in known]).astype(np.float32)
     own = _own_layer(known)
+    step = -(-len(x) // PATCHES)
+    x, target = np.ascontiguousarray(x[::step]), target[::step]
     n, start = len(x), np.tile(own, (4, 1))
 
     def loss(flat: ndarray) -> tuple[float, ndarray]:
@@ -171,7 +174,7 @@ def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
         slope = np.concatenate([error.T @ x, error.sum(0)[:, None]], 1) + n * RIDGE * away
         return float(value) / n, slope.ravel().astype(float) / n
 
-    found = minimize(loss, start.ravel().astype(float), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    found = minimize(loss, start.ravel().astype(float), jac=True, method="L-BFGS-B", options={"maxiter": 100}).x
     return tuple(tuple(row) for row in found.reshape(4, -1).tolist())
 
 

@@ -361,23 +361,29 @@ class HeldOut:
     either: Float[ndarray, " n"]
 
 
+def measured(made: Calibration, seen: Seen) -> HeldOut:
+    """What a calibration measures of windows."""
+    fractions = seen.fractions(made.cells)
+    windows = seen.compared(fractions)
+    area = made.area(windows.area_m2, windows.probability)
+    low, high = made.interval(area, windows.gsd_m, seen.ground_m2)
+    both, either = np.zeros(len(seen)), seen.true_m2.copy()
+    for k, (fraction, known, m2) in enumerate(zip(fractions, seen.known, seen.cell_m2, strict=True)):
+        if fraction is not None and known is not None:
+            said = fraction >= made.cells.level
+            both[k] = known.fraction[said].sum() * m2
+            either[k] = (said.sum() + known.fraction[~said].sum()) * m2
+    return HeldOut(area, low, high, made.ratio * area, both, either)
+
+
 def held_out(seen: Seen, *, zoom: int, from_masks: bool = False, seed: int = 0) -> HeldOut:
     """Calibrate on the other folds of places, measure this one, for all folds."""
     out = HeldOut(*(np.zeros(len(seen)) for _ in range(6)))
     for fold in _folds(seen.place, seen.true_m2, seed + 1):
-        test, made = seen.of(fold), _calibrate(seen.of(~fold), zoom=zoom, from_masks=from_masks, seed=seed)
-        fractions = test.fractions(made.cells)
-        windows = test.compared(fractions)
-        area = made.area(windows.area_m2, windows.probability)
-        out.area[fold], out.summed[fold] = area, made.ratio * area
-        out.low[fold], out.high[fold] = made.interval(area, windows.gsd_m, test.ground_m2)
-        for k, fraction, known, m2 in zip(np.flatnonzero(fold), fractions, test.known, test.cell_m2, strict=True):
-            if fraction is None or known is None:
-                out.either[k] = seen.true_m2[k]
-                continue
-            said = fraction >= made.cells.level
-            out.both[k] = known.fraction[said].sum() * m2
-            out.either[k] = (said.sum() + known.fraction[~said].sum()) * m2
+        made = _calibrate(seen.of(~fold), zoom=zoom, from_masks=from_masks, seed=seed)
+        part = measured(made, seen.of(fold))
+        for name, values in vars(part).items():
+            getattr(out, name)[fold] = values
     return out
 
 

@@ -50,7 +50,9 @@ ROUNDS = (
     Steps(teacher=1200, detector=1000, crossed=0.5),
     Steps(teacher=0, detector=1200, crossed=0.5),
 )
-LABELS_ONLY = (Steps(teacher=500, detector=1000, crossed=0.5),)  # rounds where no real tile has a mask
+# Rounds where no real tile has a mask: first as above, then with drawn arrays as large as those on halls.
+LABELS_ONLY = (Steps(teacher=500, detector=1000, crossed=0.5),)
+LABELS_ONLY_LARGE = (Steps(teacher=300, detector=700, crossed=0.5),)
 ASIDE = 4  # the Duke fold that the bundled model was not trained on
 
 
@@ -79,12 +81,12 @@ def first_stage(elsewhere: Elsewhere, *, scale: float = 1.0, seed: int = 0, out:
 
 def second_stage(
     pair: Pair, labelled: Tiles, unlabelled: Tiles, elsewhere: Elsewhere, *, rounds: Sequence[Steps] = ROUNDS,
-    scale: float = 1.0, seed: int = 0, out: Path | None = None,
+    large: float = 0.0, scale: float = 1.0, seed: int = 0, out: Path | None = None,
 ) -> Pair:  # fmt: skip
-    """With tiles of the target region; `pair` is left as it is."""
+    """With tiles of the target region; `pair` is left as it is.  large: of the panels drawn onto tiles."""
     sources = [
         replace(labelled, share=0.65),
-        replace(with_panels(labelled, copies=4, seed=seed), share=0.1),
+        replace(with_panels(labelled, copies=4, seed=seed, large=large), share=0.1),
         *([replace(elsewhere.masked, share=0.08)] if elsewhere.masked else []),
         replace(elsewhere.background, share=0.07),
         replace(elsewhere.drawn, share=0.03),

@@ -254,14 +254,17 @@ def background(folder: Path, *, kept_aside: bool = False) -> Tiles:
     return Tiles(np.stack(images), np.zeros(len(images), int))
 
 
-def with_panels(tiles: Tiles, *, copies: int = 1, seed: int = 0) -> Tiles:
-    """Those of the tiles that have no panels, `copies` times, each time with other panels drawn onto them."""
+def with_panels(tiles: Tiles, *, copies: int = 1, seed: int = 0, large: float = 0.0) -> Tiles:
+    """Those of the tiles that have no panels, `copies` times, each time with other panels drawn onto them.
+
+    large: see `paste_panels`.
+    """
     generator, images, masks = torch.Generator().manual_seed(seed), [], []
     empty = tiles.images[tiles.labels == 0]
     for start in range(0, copies * len(empty), 64):
         rows = np.arange(start, min(start + 64, copies * len(empty))) % len(empty)
         bare = torch.from_numpy(empty[rows]).permute(0, 3, 1, 2).float() / 255
-        drawn, mask = paste_panels(bare, gsd_m=GSD_M, generator=generator)
+        drawn, mask = paste_panels(bare, gsd_m=GSD_M, generator=generator, large=large)
         images.append((drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
         masks.append((mask * 255).round().to(torch.uint8).squeeze(1).numpy())
     return Tiles(np.concatenate(images), np.full(copies * len(empty), MASKED), np.concatenate(masks))
