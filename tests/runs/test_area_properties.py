@@ -92,8 +92,8 @@ def test_moving_turning_and_mirroring_stay_inside_the_interval(tmp_path):
 
     inside = []
     for known in seen.of(test).found:
-        assert known.image is not None
-        image = torch.from_numpy(known.image.copy()).permute(2, 0, 1)
+        assert known.look.image is not None
+        image = torch.from_numpy(known.look.image.copy()).permute(2, 0, 1)
         area = np.array([measured(image)])
         low, high = made.interval(area, np.array([0.3]))
         shifted = torch.nn.functional.pad(image[None].float(), (4, 4, 4, 4), mode="reflect")[0, :, :-8, :-8]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,18 @@ from scipy.special import expit, logit
 
 from negah.probe.attentive import Reading
 from negah.probe.detector import Detector
-from negah.solar.area import Cells, Known, Look, best_level, fit_cells, halved, look_at, quarters
+from negah.solar.area import (
+    Cells,
+    Known,
+    Look,
+    best_level,
+    fit_cells,
+    halved,
+    look_at,
+    quarters,
+    refined,
+    without_specks,
+)
 
 
 def known(n: int, *, heads: int = 2, seed: int = 0, dim: int = 0) -> list[Known]:
@@ -75,6 +88,36 @@ def test_the_level_is_where_outlines_overlap_most():
     some = known(5)
     level, iou = best_level([k.fraction * 0.45 for k in some], some)
     assert 0.2 <= level < 0.45 and iou == pytest.approx(1)
+
+
+def test_refining_moves_outlines_to_edges_of_colour():
+    image = np.full((48, 48, 3), 60, np.uint8)
+    image[10:30, 12:38] = (40, 60, 200)
+    image = (image + np.random.default_rng(0).integers(0, 12, image.shape)).astype(np.uint8)
+    true = np.zeros((48, 48), np.float32)
+    true[10:30, 12:38] = 1
+    blurred = np.zeros((12, 12), np.float32)
+    blurred[2:8, 2:10], blurred[3:7, 4:9] = 0.45, 0.9  # sure inside, vague around, and too far to the left
+    better = refined(blurred, image)
+    truth = true.reshape(12, 4, 12, 4).mean((1, 3))
+    assert np.abs(better - truth).mean() < 0.02 < 0.05 < np.abs(blurred - truth).mean()
+    assert (refined(better, image) == refined(better.copy(), image)).all()  # the same every time
+    for sure in (0.0, 0.9):
+        assert (refined(np.full((12, 12), sure, np.float32), image) == np.float32(sure)).all()
+    look = Look(logit(np.clip(blurred[::2, ::2], 0.01, 0.99)), np.zeros((1, 6, 6)), None, image)
+    plain = Cells(1, 0.3, 0.0, 1.0, (0.0,))
+    assert not (plain.fraction(look) == replace(plain, refine=True).fraction(look)).all()
+
+
+def test_specks_smaller_than_a_module_are_nothing_but_for_those_at_the_edge():
+    fraction = np.full((8, 8), 0.1, np.float32)
+    fraction[2, 2] = fraction[2, 3] = 0.9  # two cells
+    fraction[0, 6] = 0.9  # one, which may go on above
+    fraction[5:7, 5:7] = 0.9  # four
+    left = without_specks(fraction, 0.3, least=4)
+    assert left[2, 2] == left[2, 3] == 0 and left[0, 6] == fraction[0, 6]
+    assert (left[5:7, 5:7] == fraction[5:7, 5:7]).all() and left[4, 0] == fraction[4, 0]
+    assert (without_specks(fraction, 0.3, least=1) == fraction).all()
 
 
 class Bright:

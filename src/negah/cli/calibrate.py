@@ -68,7 +68,7 @@ class Calibrate(show.Verb):
             show.table(
                 [
                     ("windows with masks", f"{made.windows:,}", f"of {made.places:,} places"),
-                    ("outlines on masks", f"IoU {seen.iou:.2f}", "of windows with a find"),
+                    ("outlines on masks", f"IoU {seen.iou:.2f}", "pooled over all windows"),
                     ("median error of an area", f"{seen.median_error:.0%}", f"{seen.median_error_before:.0%} before"),
                     ("error of the sum", f"{seen.bias:+.0%}", f"{seen.bias_before:+.0%} before"),
                     ("inside the 90 % interval", f"{seen.coverage:.0%}", f"median width {seen.width:.0%} of the area"),

@@ -15,9 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import pyproj
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy import ndarray
-from PIL import Image
 
 from negah import __version__
 from negah.errors import InputError, NegahError, OutputError
@@ -28,7 +27,7 @@ from negah.probe.splits import NEIGHBOUR_M, location_groups
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
-from negah.solar.area import HALVES, Known, look_at
+from negah.solar.area import HALVES, Known, look_at, shrunk
 from negah.solar.calibration import Assessment, Calibration, Seen
 from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.overlays import examples, sheet
@@ -264,17 +263,11 @@ def _rows(
                 rgb, _ = raster.read(source.layout.box(index), source.layout.shape)
                 image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)
                 look = look_at(scorer, image, patch=detector.patch, zoom=zoom, outputs=outputs)
-                known = Known(look, shrunk(values, rows, cols), rgb)
+                known = Known(look, shrunk(values, rows, cols))
             yield Row(
                 window.area_m2, window.probability, float(values.mean()), int(values.max()),
                 window_m2(source, index), rows * cols, source.gsd_m, centre_of(source, index), known,
             )  # fmt: skip
-
-
-def shrunk(values: ndarray, rows: int, cols: int) -> Float[ndarray, "row col"]:
-    """The mean of a mask over each cell, exact also where cells are no whole pixels."""
-    picture = Image.fromarray(values.astype(np.float32)).resize((cols, rows), Image.Resampling.BOX)
-    return np.asarray(picture)
 
 
 def mask_values(mask: Source, source: PlannedSource) -> Iterator[ndarray]:

@@ -17,19 +17,24 @@ the head as it was trained from image labels.
 instead reads the head's patch outputs y_j with a linear layer of its own for each quarter of a patch, fitted on masks.
 
 Finer grids: the window is enlarged `zoom` times before it is looked at, so that a patch covers less ground, and logits
-are interpolated to half patches (Keys' bicubic kernel).  Every window is looked at alone, so that its area does not
-depend on what shares its batch, to the last bit.
+are interpolated to half patches (Keys' bicubic kernel).  Then, where that helps on masks of other places, GrabCut
+(Rother, Kolmogorov and Blake 2004) moves outlines to edges of colour in the picture: cells of at least SURE are panel,
+of at most NONE are not, and the rest goes with those whose colours it has.  Groups of cells smaller than a module count
+as nothing.  Every window is looked at alone, so that its area does not depend on what shares its batch.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Num, Real, UInt8
 from numpy import ndarray
+from PIL import Image
+from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
@@ -41,6 +46,7 @@ PULL = 50.0  # cells that the prior of `bias`, `scale` and `heads` counts for
 RIDGE = 1e-4  # on evidence from masks, per cell: pull towards the head's own layer
 PATCHES = 20_000  # that evidence from masks is fitted on, evenly picked
 MOST = 400  # windows that cells are fitted on: more would hardly change so few numbers
+SURE, NONE = 0.7, 0.2  # fractions from which, and up to which, GrabCut takes a pixel as known
 LEVELS = np.arange(0.2, 0.65, 0.05)  # panel fractions from which a cell may count as panel
 
 
@@ -49,7 +55,8 @@ class Look(NamedTuple):
 
     evidence: Float[ndarray, "row col"]  # logit
     share: Float[ndarray, "head row col"]  # log of n times the attention
-    outputs: Float[ndarray, "row col dim"] | None  # what the head's linear layer reads, where it is asked for
+    outputs: Float[ndarray, "row col dim"] | None = None  # what the head's linear layer reads, where it is asked for
+    image: UInt8[ndarray, "h w 3"] | None = None  # the window
 
 
 class Known(NamedTuple):
@@ -57,7 +64,6 @@ class Known(NamedTuple):
 
     look: Look
     fraction: Float[ndarray, "row2 col2"]
-    image: UInt8[ndarray, "h w 3"] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class Cells:
     """How looks become panel fractions, see above.  level: fraction from which a cell is part of an outline.
 
     layer: rows of evidence from masks (weights, then the bias), one for each quarter of a patch; empty without.
+    refine: whether outlines are moved to edges of colour.
     """
 
     zoom: int
@@ -73,6 +80,7 @@ class Cells:
     scale: float
     heads: tuple[float, ...]
     layer: tuple[tuple[float, ...], ...] = ()
+    refine: bool = False
 
     @property
     def fine(self) -> int:
@@ -84,15 +92,20 @@ class Cells:
         if self.layer:
             assert look.outputs is not None
             layer = np.array(self.layer, np.float32)
-            return expit(quarters(look.outputs @ layer[:, :-1].T + layer[:, -1]))
-        score = self.bias + self.scale * look.evidence + np.tensordot(self.heads, look.share, 1)
-        return expit(halved(score.astype(np.float32)))
+            fraction = expit(quarters(look.outputs @ layer[:, :-1].T + layer[:, -1]))
+        else:
+            score = self.bias + self.scale * look.evidence + np.tensordot(self.heads, look.share, 1)
+            fraction = expit(halved(score.astype(np.float32)))
+        if self.refine and look.image is not None:
+            fraction = refined(fraction, look.image)
+        return without_specks(fraction, self.level, least=self.zoom**2)
 
 
 def look_at(
     scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], *, patch: int, zoom: int, outputs: bool = False
 ) -> Look:
     """Look at one window again, enlarged.  outputs: keep what evidence from masks is read from."""
+    window = image.permute(1, 2, 0).cpu().numpy()
     height, width = image.shape[1] * zoom, image.shape[2] * zoom
     if zoom > 1:
         larger = F.interpolate(image[None].float(), size=(height, width), mode="bicubic").clamp(0, 255)
@@ -105,8 +118,44 @@ def look_at(
         assert reading.outputs is not None, "this scorer gives no patch outputs"
         kept = reading.outputs[0].float().unflatten(0, grid).cpu().numpy()
     return Look(
-        reading.patch_logits[0].float().reshape(grid).cpu().numpy(), share.unflatten(1, grid).cpu().numpy(), kept
+        reading.patch_logits[0].float().reshape(grid).cpu().numpy(),
+        share.unflatten(1, grid).cpu().numpy(),
+        kept,
+        window,
     )
+
+
+def refined(fraction: Float[ndarray, "row col"], image: UInt8[ndarray, "h w 3"]) -> Float[ndarray, "row col"]:
+    """Fractions after GrabCut on the window's pixels; as they were where all or nothing is sure."""
+    height, width = image.shape[:2]
+    pixels = cv2.resize(fraction, (width, height), interpolation=cv2.INTER_CUBIC)
+    likely = np.where(pixels >= (SURE + NONE) / 2, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    marks = np.select([pixels >= SURE, pixels <= NONE], [cv2.GC_FGD, cv2.GC_BGD], likely).astype(np.uint8)
+    if not (marks == cv2.GC_FGD).any() or not (marks == cv2.GC_BGD).any():
+        return fraction
+    cv2.setRNGSeed(0)  # of this thread: the colour models begin with a random draw
+    colours = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(np.ascontiguousarray(image), marks, (0, 0, 0, 0), *colours, 1, cv2.GC_INIT_WITH_MASK)
+    panel = ((marks == cv2.GC_FGD) | (marks == cv2.GC_PR_FGD)).astype(np.float32)
+    return shrunk(panel, *fraction.shape)
+
+
+def shrunk(values: Real[ndarray, "h w"], rows: int, cols: int) -> Float[ndarray, "row col"]:
+    """The mean over each cell, exact also where cells are no whole pixels."""
+    picture = Image.fromarray(values.astype(np.float32)).resize((cols, rows), Image.Resampling.BOX)
+    return np.asarray(picture)
+
+
+def without_specks(fraction: Float[ndarray, "row col"], level: float, *, least: int) -> Float[ndarray, "row col"]:
+    """Groups of fewer than `least` cells from the level on become 0: what is smaller than a module is none.
+
+    Not those at the window's edge, which may go on in the next one.
+    """
+    labels, count = cast(tuple[ndarray, int], ndimage.label(fraction >= level, np.ones((3, 3), int)))
+    few = np.bincount(labels.ravel(), minlength=count + 1) < least
+    few[0] = False
+    few[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
+    return np.where(few[labels], np.float32(0), fraction)
 
 
 def halved(score: Float[ndarray, "row col"]) -> Float[ndarray, "row2 col2"]:
@@ -141,12 +190,19 @@ def fit_cells(known: Sequence[Known], *, zoom: int, from_masks: bool, level: flo
     return Cells(zoom, level, bias, scale, tuple(rest))
 
 
-def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> tuple[float, float]:
+class Level(NamedTuple):
+    """A fraction from which cells belong to outlines, and how these overlap with masks."""
+
+    level: float
+    iou: float
+
+
+def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> Level:
     """The level at which outlines overlap most with the masks, and the intersection over union there (pooled)."""
     said, true = (np.concatenate([f.ravel() for f in maps]) for maps in (fractions, [k.fraction for k in known]))
     # fractions of a cell, not yes or no: what is half panel counts as half
     ious = [true[said >= t].sum() / ((said >= t).sum() + true[said < t].sum()) for t in LEVELS]
-    return float(LEVELS[int(np.argmax(ious))]), float(max(ious))
+    return Level(float(LEVELS[int(np.argmax(ious))]), float(max(ious)))
 
 
 def _columns(look: Look) -> Float[ndarray, "cell term"]:

@@ -27,7 +27,7 @@ The cells are fitted across the same folds: no window's x comes from a fit that 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,7 @@ PER_BIN = 30  # windows that a bin of sizes needs to have quantiles of its own
 TAIL = 0.05  # of the true areas on either side of an interval
 SAMPLES = 2000  # of the bootstrap
 FOLDS = 5
+GAIN = 0.005  # of the overlap with masks of other places, from which outlines are refined
 NEAR = 1.25  # factor between ground sizes that are taken for one
 PRESENT_M2 = 0.5  # true area from which a window holds panels: a quarter of a module
 
@@ -222,32 +223,37 @@ def _calibrate(
     seen: Seen, *, zoom: int, from_masks: bool, model: str = "", threshold: float = 0.0, region: str = "", seed: int
 ) -> Calibration:
     found = np.array([known is not None for known in seen.known])
-    outside: list[ndarray | None] = [None] * len(seen)
-    areas = np.zeros(len(seen))
+    outside: dict[bool, list[ndarray | None]] = {refine: [None] * len(seen) for refine in (False, True)}
+    areas = {refine: np.zeros(len(seen)) for refine in (False, True)}
     for fold in _folds(seen.place, seen.true_m2, seed):
         others, mine = seen.of(~fold), seen.of(fold)
         # Where all finds are of one fold, there is nothing to learn from: near enough the head as it was trained.
-        cells = fit_cells(others.found or seen.found[:1], zoom=zoom, from_masks=from_masks)
-        fractions = mine.fractions(cells)
-        windows = mine.compared(fractions)
-        areas[fold] = fit(others.compared(others.fractions(cells))).area(windows.area_m2, windows.probability)
-        for k, fraction in zip(np.flatnonzero(fold), fractions, strict=True):
-            outside[k] = fraction
-    level, _ = best_level([f for f in outside if f is not None], seen.found)
-    cells = fit_cells(seen.found, zoom=zoom, from_masks=from_masks, level=level)
+        plain = fit_cells(others.found or seen.found[:1], zoom=zoom, from_masks=from_masks)
+        for refine in (False, True):
+            cells = replace(plain, refine=refine)
+            fractions = mine.fractions(cells)
+            windows = mine.compared(fractions)
+            sizes = fit(others.compared(others.fractions(cells)))
+            areas[refine][fold] = sizes.area(windows.area_m2, windows.probability)
+            for k, fraction in zip(np.flatnonzero(fold), fractions, strict=True):
+                outside[refine][k] = fraction
+    levels = {refine: best_level([f for f in maps if f is not None], seen.found) for refine, maps in outside.items()}
+    refine = levels[True].iou > levels[False].iou + GAIN
+    cells = fit_cells(seen.found, zoom=zoom, from_masks=from_masks, level=levels[refine].level)
+    cells = replace(cells, refine=refine)
     windows = seen.compared(seen.fractions(cells))
     present = seen.true_m2 >= PRESENT_M2
     made = fit(windows)
     # How far single areas are off is asked of the folds.  What a sum lacks is asked of the fit that surveys will use:
     # with few places, one that misses some of them may be off by much more.
     ratio = float(seen.true_m2.sum() / made.area(windows.area_m2, windows.probability).sum())
-    apart, place, noise = sums(areas, seen.true_m2, seen.place, seed=seed)
-    sizes = seen.true_m2[present]
+    apart, place, noise = sums(areas[refine], seen.true_m2, seen.place, seed=seed)
+    held = seen.true_m2[present]
     return Calibration(
         model=model, threshold=threshold, region=region, windows=len(seen), places=len(np.unique(seen.place)),
         gsd_m=(float(seen.gsd_m.min()), float(seen.gsd_m.max())),
-        sizes_m2=(float(sizes.min()), float(sizes.max())), cells=cells, fit=made,
-        bins=bins_of(areas[found], seen.true_m2[found], seen.gsd_m[found]),
+        sizes_m2=(float(held.min()), float(held.max())), cells=cells, fit=made,
+        bins=bins_of(areas[refine][found], seen.true_m2[found], seen.gsd_m[found]),
         missed_m2=float(np.quantile(seen.true_m2[~found], 0.95, method="higher")) if not found.all() else 0.0,
         ratio=ratio, place=place / apart * ratio, noise=noise, audit=audit(seen.found),
     )  # fmt: skip

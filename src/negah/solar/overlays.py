@@ -36,7 +36,7 @@ def examples(seen: Seen, calibration: Calibration, count: int) -> list[Example]:
     rows = []
     for k in chosen:
         known = seen.known[k]
-        assert known is not None and known.image is not None
+        assert known is not None and known.look.image is not None
         fraction = calibration.cells.fraction(known.look)
         one = np.array([fraction.sum(dtype=np.float64) * seen.cell_m2[k]])
         area = calibration.area(one, seen.probability[k : k + 1])
@@ -47,7 +47,7 @@ def examples(seen: Seen, calibration: Calibration, count: int) -> list[Example]:
             f"probability {seen.probability[k]:.2f}"
         )
         evidence = expit(known.look.evidence)
-        rows.append(Example(known.image, share / share.max(), evidence, fraction, known.fraction, caption))
+        rows.append(Example(known.look.image, share / share.max(), evidence, fraction, known.fraction, caption))
     return rows
 
 
