@@ -36,7 +36,8 @@ def hooks() -> ModuleType:
 def module_of(requirement: str) -> str:
     """The name by which a required package is imported."""
     package = re.split(r"[ \[>]", requirement)[0]
-    return {"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package.replace("-", "_"))
+    known = {"pillow": "PIL", "scikit-learn": "sklearn", "opencv-python-headless": "cv2"}
+    return known.get(package, package.replace("-", "_"))
 
 
 def imported(node: ast.AST) -> set[str]:

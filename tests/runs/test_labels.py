@@ -1,18 +1,39 @@
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
+from torch import nn
 
-from negah.errors import InputError
-from negah.probe.detector import Detector
-from negah.runs.labels import new_share
+from negah.errors import InputError, OutputError
+from negah.probe.attentive import Reading
+from negah.probe.detector import Detector, DetectorInfo
+from negah.runs import survey as runs
+from negah.runs.labels import new_of, weights
 from negah.runs.survey import Options, Summary, survey
 from negah.solar.plan import Axis
 
 SIDE = 32
+
+
+class Bright(Detector):
+    """What is bright is panel."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.info = DetectorInfo(name="bright", window_px=SIDE)
+        self.anchor = nn.Parameter(Detector.random().backbone.cls_token[0, 0, :1].detach().clone())
+        self.eval()
+
+    patch = 8  # pyright: ignore[reportAssignmentType]
+
+    def forward(self, images, *, above=None):
+        evidence = nn.functional.avg_pool2d(images.float() / 255, 8).mean(1).flatten(1).logit(eps=1e-3)
+        n = evidence.shape[1]
+        return Reading(evidence.amax(1), evidence.new_full((len(images), 1, n), 1 / n), evidence)
 
 
 @pytest.fixture
@@ -79,6 +100,8 @@ def test_what_cannot_be_labelled_is_said_before_the_survey_begins(town, tmp_path
     out = tmp_path / "map"
     with pytest.raises(InputError, match="leave out --overlap"):
         run(town, out, overlap=0.5, label_next=5)
+    with pytest.raises(InputError, match="reach over --aoi"):
+        run(town, out, aoi=tmp_path / "quarter.geojson", label_next=5)
     with pytest.raises(InputError, match="at least 1"):
         run(town, out, label_next=0)
     with pytest.raises(InputError, match="cannot be read"):
@@ -92,6 +115,58 @@ def test_what_cannot_be_labelled_is_said_before_the_survey_begins(town, tmp_path
         run(town, out, labels=other)
 
 
-def test_ground_that_two_windows_share_counts_once():
-    assert new_share(Axis(size=96, window=32, stride=32, cells=4, model=32)).tolist() == [1, 1, 1]
-    assert new_share(Axis(size=72, window=32, stride=32, cells=4, model=32)).tolist() == [1, 1, 0.25]
+def test_ground_that_two_windows_share_counts_once_wherever_its_panels_are(tmp_path):
+    """Two windows of which the second is shifted half over the first; all that is bright lies in both."""
+    path, out = tmp_path / "strip.tif", tmp_path / "map"
+    image = np.zeros((3, SIDE, 3 * SIDE // 2), np.uint8)
+    image[:, :, SIDE // 2 : SIDE] = 255
+    with rasterio.open(
+        path, "w", driver="GTiff", width=image.shape[2], height=SIDE, count=3, dtype="uint8", crs="EPSG:32633",
+        transform=from_origin(500_000, 5_800_000, 0.3, 0.3),
+    ) as file:  # fmt: skip
+        file.write(image)
+
+    def do(**options) -> Summary:
+        return survey([str(path)], out, [Bright()], Options(precision="fp32", **options))
+
+    do(label_next=2)
+    first, second = sorted(rows(out / "label-next.csv"), key=lambda row: row["window"])
+    assert float(first["area_m2"]) == pytest.approx(16 * 32 * 0.09, rel=0.02) and float(second["area_m2"]) < 0.5
+    left, _, right, _ = map(float, second["bounds"].split())
+    assert (right - left) == pytest.approx(16 * 0.3) and right == pytest.approx(500_000 + 48 * 0.3)
+    fill(out / "label-next.csv", lambda row: 46.08 if row["window"] == "c0_r0" else 0.0)
+    total = do(labels=out / "label-next.csv")
+    assert total.area_m2 == total.area_low == total.area_high == pytest.approx(46.08)
+
+
+def test_labels_of_another_frame_are_refused_and_a_failed_run_leaves_none(town, tmp_path, monkeypatch):
+    out = tmp_path / "map"
+
+    def fails(*_: object) -> None:
+        raise OutputError("the report cannot be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_report", fails)
+        with pytest.raises(OutputError):
+            run(town, out, label_next=5)
+    assert not (out / "label-next.csv").exists()
+    run(town, out, label_next=5)
+    fill(out / "label-next.csv", lambda row: 1.0)
+    shutil.copy(town, tmp_path / "city.tif")
+    with pytest.raises(InputError, match=r"drawn from 100 windows, and this survey scored 200"):
+        survey(
+            [str(town), str(tmp_path / "city.tif")], tmp_path / "both", [Detector.random(window_px=SIDE)],
+            Options(precision="fp32", labels=out / "label-next.csv"),
+        )  # fmt: skip
+
+
+def test_more_labels_than_windows_are_all_windows(town, tmp_path):
+    summary = run(town, tmp_path / "map", label_next=500)
+    assert len(rows(tmp_path / "map/label-next.csv")) == 100
+    assert any("100 windows to label" in note for note in summary.notes)
+
+
+def test_the_new_part_of_a_window_is_its_end():
+    axis = Axis(size=72, window=32, stride=32, cells=4, model=32)
+    assert new_of(axis).tolist() == [32, 32, 8]
+    assert weights(axis, 8).tolist() == [0, 0, 0, 1] and weights(axis, 12).tolist() == [0, 0, 0.5, 1]

@@ -17,8 +17,9 @@ from negah.solar.area import (
     look_at,
     quarters,
     refined,
+    shrunk,
     without_specks,
-)
+)  # fmt: skip
 
 
 def known(n: int, *, heads: int = 2, seed: int = 0, dim: int = 0) -> list[Known]:
@@ -107,6 +108,20 @@ def test_refining_moves_outlines_to_edges_of_colour():
     look = Look(logit(np.clip(blurred[::2, ::2], 0.01, 0.99)), np.zeros((1, 6, 6)), None, image)
     plain = Cells(1, 0.3, 0.0, 1.0, (0.0,))
     assert not (plain.fraction(look) == replace(plain, refine=True).fraction(look)).all()
+
+
+def test_means_over_cells_are_exact():
+    mask = (np.random.default_rng(0).random((125, 85)) < 0.3).astype(float)
+    small = shrunk(mask, 52, 44)
+    assert small.mean() == pytest.approx(mask.mean(), rel=1e-5)
+    assert np.allclose(shrunk(np.array([[0.0, 1.0, 0.0]]), 1, 2), [[1 / 3, 1 / 3]])
+    assert np.allclose(shrunk(np.array([[0.0, 1.0]]), 2, 4), [[0, 0, 1, 1], [0, 0, 1, 1]])
+
+
+def test_pixels_without_data_are_no_panel():
+    look = Look(np.full((2, 2), 3.0), np.zeros((1, 2, 2)), valid=np.array([[1.0, 0.5], [0.0, 1.0]]))
+    fraction = Cells(1, 0.3, 0.0, 1.0, (0.0,)).fraction(look)
+    assert (fraction[2:, :2] == 0).all() and np.allclose(fraction[:2, 2:], fraction[0, 0] / 2)
 
 
 def test_specks_smaller_than_a_module_are_nothing_but_for_those_at_the_edge():

@@ -24,7 +24,7 @@ def test_a_head_on_panels_one_on_a_sink_and_one_on_itself():
     assert good.sink == pytest.approx(0, abs=1e-4)
     assert sink.pointing == 0 and sink.inside == pytest.approx(0, abs=1e-4) and sink.sink == pytest.approx(1, abs=1e-4)
     assert itself.sink == pytest.approx(0.84) and itself.inside == pytest.approx(2 / 16)
-    assert evidence.name == "evidence" and evidence.iou == 1 and evidence.pointing == 1
+    assert evidence.name == "evidence" and evidence.iou == 1 and evidence.pointing == 1 and evidence.sink is None
 
 
 def test_windows_without_panels_say_nothing():

@@ -6,8 +6,9 @@ from scipy.special import logit
 
 from negah.errors import InputError
 from negah.solar import calibration
-from negah.solar.area import Known, Look
+from negah.solar.area import Cells, Known, Look
 from negah.solar.calibration import (
+    Bins,
     Calibration,
     Compared,
     Fit,
@@ -37,6 +38,10 @@ def world(n: int = 400, *, places: int = 20, seed: int = 0, factor: float = 0.5,
     return Seen(
         list(known), np.full(n, GROUND / 4), np.full(n, GROUND), estimate, probability, true, place, np.full(n, 0.3)
     )
+
+
+ANY = Calibration("", 0.5, "", 80, 8, (0.3, 0.3), (1.0, 9.0), Cells(1, 0.3, 0.0, 1.0, (0.0,)),
+                  Fit(0.0, 1.0, 1.0, 3.0, 1.0), (Bins(0.3, (), (0.5,), (2.0,)),), 0.0, 1.0, 0.1, 0.3)  # fmt: skip
 
 
 def plain(seen: Seen) -> Compared:
@@ -102,8 +107,11 @@ def test_ground_sizes_have_bins_of_their_own_where_there_are_enough_windows():
     now = replace(made(world()), bins=(fine, coarse))
     low, _ = now.interval(np.ones(3), np.array([0.05, 0.3, 5.0]))
     assert low.tolist() == [2.0, 3.0, 3.0]
-    _, high = now.interval(np.ones(2), np.full(2, 0.1), np.array([1.5, 9.0]))
-    assert high.tolist() == [1.5, 2.0]  # no more than there is ground
+    same = replace(now, fit=Fit(0.0, 1.0, 1.0, 99.0, 0.0))
+    area, low, high = same.measure(np.ones(2), np.full(2, 0.9), np.full(2, 0.1), np.array([0.5, 9.0]))
+    assert (
+        area.tolist() == [0.5, 1.0] and low.tolist() == [0.5, 2.0] and high.tolist() == [0.5, 2.0]
+    )  # no more than ground
 
 
 def test_intervals_hold_what_they_promise_on_new_windows():
@@ -144,6 +152,37 @@ def test_assessment_says_what_calibration_brings():
     assert 0.85 < seen.coverage < 0.96
 
 
+def test_the_sum_of_one_more_place_is_inside():
+    """Places differ by a factor of their own; a region is one of them, or many."""
+    held = {1: [], 40: []}
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+
+        def draw(places: int, rng=rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            place = np.repeat(np.arange(places), 10)
+            area = rng.lognormal(2, 0.5, len(place))
+            return area, area * rng.lognormal(0, 0.25, places)[place] * rng.lognormal(0, 0.3, len(place)), place
+
+        area, true, place = draw(8)
+        ratio, between, noise = sums(area, true, place)
+        now = replace(ANY, ratio=ratio, place=between * ratio, noise=noise, places=8)
+        for region, some in held.items():
+            new, truth, _ = draw(region)
+            _, low, high = now.total(float(new.sum()), new)
+            some.append(low <= truth.sum() <= high)
+    assert 0.86 < np.mean(held[1]) < 0.97
+    assert np.mean(held[40]) > 0.95  # wider than it need be there, as the docstring says
+
+
+def test_finds_of_one_place_only_fall_back_to_windows():
+    windows = world(60, places=2)
+    lone = replace(windows, known=[k if p == 0 else None for k, p in zip(windows.known, windows.place, strict=True)])
+    now = made(lone)
+    assert now.places == 2 and np.isfinite(assess(lone, zoom=1).median_error)
+    true = np.where(lone.place == 0, lone.true_m2, 0.0)
+    assert np.isfinite(assess(replace(lone, true_m2=true), zoom=1).bias)
+
+
 def test_one_place_is_split_by_windows():
     windows = world()
     assert made(replace(windows, place=np.zeros(len(windows), int))).places == 1
@@ -170,6 +209,14 @@ def test_what_is_no_calibration_is_refused(tmp_path, text):
         calibration.load(tmp_path / "c.json")
     with pytest.raises(InputError, match="cannot be read"):
         calibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("change", [{"bins": ()}, {"bins": (Bins(0.3, (1.0,), (0.5,), (2.0,)),)},
+                                    {"ratio": float("nan")}, {"cells": Cells(0, 0.3, 0.0, 1.0, (0.0,))}])  # fmt: skip
+def test_a_damaged_calibration_is_refused(tmp_path, change):
+    calibration.save(replace(ANY, **change), tmp_path / "c.json", about={})
+    with pytest.raises(InputError, match="is no calibration"):
+        calibration.load(tmp_path / "c.json")
 
 
 def test_another_format_is_refused(tmp_path):

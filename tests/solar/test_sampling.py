@@ -209,10 +209,10 @@ def test_a_survey_without_finds_still_draws_where_it_doubts_most():
 
 
 ROWS = [
-    Row("dé/a b.tif", "c0_r0", "0 0 9 9", 12.3456, 0.912345678, 1.0),
-    Row("dé/a b.tif", "c0_r224", "0 9 9 18", 0.0, 1e-7, 1.23456789e-5),
-    Row('say "hi", b.tif', "c0_r0", "0 0 9 9", 0.0, 0.2, 0.5),
-    Row("c.tif", "c0_r0", "0 0 9 9", 0.0, 0.2, 0.25),
+    Row("dé/a b.tif", "c0_r0", "0 0 9 9", 12.3456, 0.912345678, 1.0, 100),
+    Row("dé/a b.tif", "c0_r224", "0 9 9 18", 0.0, 1e-7, 1.23456789e-5, 100),
+    Row('say "hi", b.tif', "c0_r0", "0 0 9 9", 0.0, 0.2, 0.5, 100),
+    Row("c.tif", "c0_r0", "0 0 9 9", 0.0, 0.2, 0.25, 100),
 ]
 
 
@@ -222,46 +222,54 @@ def filled(path, *values):
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     with path.open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([head, *([*row[:-1], value] for row, value in zip(rows, values)), [""] * 7])
+        csv.writer(file).writerows([head, *([*row[:-1], value] for row, value in zip(rows, values)), [""] * 8])
     return path
 
 
 def test_labels_come_back_as_they_were_written(tmp_path):
     path = tmp_path / sampling.LABELS
     write_labels(path, ROWS)
-    assert path.read_text(encoding="utf-8").splitlines()[:2] == [HEAD, "dé/a b.tif,c0_r0,0 0 9 9,12.346,0.912346,1,"]
+    assert path.read_text(encoding="utf-8").splitlines()[:2] == [
+        HEAD,
+        "dé/a b.tif,c0_r0,0 0 9 9,12.346,0.912346,1,100,",
+    ]
     got = read_labels(filled(path, "12.5", " 0 ", "1e2", "3"))
-    assert got == {
+    assert got.of_windows == 100 and got.rows == {
         ("dé/a b.tif", "c0_r0"): (12.5, 1.0), ("dé/a b.tif", "c0_r224"): (0.0, 1.23456789e-5),
         ('say "hi", b.tif', "c0_r0"): (100.0, 0.5), ("c.tif", "c0_r0"): (3.0, 0.25),
     }  # fmt: skip
 
 
 def test_rows_left_empty_lower_the_chance_of_the_others(tmp_path):
-    got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "", "7", " "))
+    got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "", "7", " ")).rows
     assert got == {("dé/a b.tif", "c0_r0"): (12.5, 0.5), ('say "hi", b.tif', "c0_r0"): (7.0, 0.25)}
 
 
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("", "has no column source, window, chance, true_m2: keep those"),
+        ("", "has no column source, window, chance, of_windows, true_m2: keep those"),
         (HEAD.replace(",", ";") + "\na;c0_r0;0 0 9 9;1;0.9;0.5;3", "has no column source, .* separated by commas"),
-        (HEAD.replace("chance", "odds") + "\na,c0_r0,0 0 9 9,1,0.9,0.5,3", "has no column chance: keep"),
+        (HEAD.replace("chance", "odds") + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3", "has no column chance: keep"),
         (HEAD, "has no row with true_m2: fill in"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,\nb,c0_r0,0 0 9 9,1,0.9,0.5,", "has no row with true_m2: fill in"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,many", "row 2 of .* has true_m2 'many': give square metres"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,-1", "row 3 of .* has true_m2 '-1': give"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,nan", "row 2 of .* has true_m2 'nan': give"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,inf", "row 2 of .* has true_m2 'inf': give"),
-        (HEAD + '\na,c0_r0,0 0 9 9,1,0.9,0.5,"12,5"', "row 2 of .* has true_m2 '12,5': give"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,12,5", "row 2 of .* has more values than columns: write decimals"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0,3", "row 2 of .* has chance '0', not above 0 and at most 1: leave"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,1.1,3", "row 2 of .* has chance '1.1', not"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,nan,3", "row 2 of .* has chance 'nan', not"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,,3", "row 2 of .* has chance '', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,\nb,c0_r0,0 0 9 9,1,0.9,0.5,100,", "has no row with true_m2: fill in"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,many", "row 2 of .* has true_m2 'many': give square metres"),
         (
-            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,3\n\na,c0_r0,0 0 9 9,1,0.9,0.5,",
+            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,100,-1",
+            "row 3 of .* has true_m2 '-1': give",
+        ),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,nan", "row 2 of .* has true_m2 'nan': give"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,inf", "row 2 of .* has true_m2 'inf': give"),
+        (HEAD + '\na,c0_r0,0 0 9 9,1,0.9,0.5,100,"12,5"', "row 2 of .* has true_m2 '12,5': give"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,12,5", "row 2 of .* has more values than columns: write decimals"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0,100,3", "row 2 of .* has chance '0', not above 0 and at most 1: leave"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,1.1,100,3", "row 2 of .* has chance '1.1', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,nan,100,3", "row 2 of .* has chance 'nan', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,,100,3", "row 2 of .* has chance '', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,many,3", "no one number of windows"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,90,3", "no one number of windows"),
+        (
+            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\n\na,c0_r0,0 0 9 9,1,0.9,0.5,100,",
             "row 4 of .* names window c0_r0 of a a second time: delete",
         ),
     ],

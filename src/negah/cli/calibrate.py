@@ -80,7 +80,8 @@ class Calibrate(show.Verb):
                 show.table(
                     [
                         (head.name, f"{head.pointing:.0%} points at panels, IoU {head.iou:.2f}",
-                         f"{head.inside:.0%} of its attention on panels, {head.sink:.0%} on nothing")
+                         f"{head.inside:.0%} of its weight on panels"
+                         + ("" if head.sink is None else f", {head.sink:.0%} on nothing"))
                         for head in made.audit.heads
                     ],
                     title=f"Where the heads look; panels cover {made.audit.covered:.0%} of these windows",

@@ -60,7 +60,7 @@ class Survey(show.Verb):
     year: Annotated[int | None, arg(metavar="YEAR")] = None
     """Take the module area of one kilowatt from the median efficiency of modules installed in this year."""
     tilt: Annotated[str, arg(metavar="DEGREES")] = "none"
-    """Tilt of the modules, which see more sky than ground: degrees, "assumed" (20 ± 10), or "none"."""
+    """Tilt of the modules, whose area is larger than what is seen from above: degrees, "assumed" (20 ± 10), "none"."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the model; auto takes bfloat16 where the hardware is fast at it."""
     engine: Literal["local"] = "local"

@@ -33,9 +33,11 @@ from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.overlays import examples, sheet
 from negah.solar.plan import PlannedSource, make_plan
 from negah.solar.regions import apply
-from negah.solar.survey import Measure, Scorer, score
+from negah.solar.survey import Measure, Scorer, patch_means, score
 
 ZOOM = 2  # of the closer look
+CLASSES = 20  # values of a mask up to which they rather count classes than say how much of a pixel is panel
+MANY = 5  # places from which their spread says something
 PICTURES = 8  # windows that are shown beside a calibration
 MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
 Progress = Callable[[str, int, int], None]
@@ -78,7 +80,7 @@ def calibrate(
 ) -> Result:
     """Compare the survey's estimates with masks, and write what corrects them to `out` (JSON).
 
-    Beside it, under the same name but .png, some windows as they are looked at.
+    Beside it lie some windows as they are looked at, as `OUT-windows.png`.
 
     masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd: metres per pixel of
     pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  zoom: of the
@@ -92,6 +94,8 @@ def calibrate(
     started = datetime.datetime.now(datetime.UTC)
     threshold = detector.info.threshold if threshold is None else threshold
     pairs, failures = pairs_of(masks)
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"--out {out}: there is no folder {out.absolute().parent}; make it, or choose another")
     seen, notes, more = compare(
         pairs, detector, gsd=gsd, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
         precision=precision, progress=progress,
@@ -127,7 +131,7 @@ def calibrate(
         calibration.save(made, out, about=about)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({error.strerror or error}): choose another --out") from error
-    pictures = out.with_suffix(".png")
+    pictures = out.with_name(f"{out.stem}-windows.png")
     try:
         sheet(examples(seen, made, PICTURES)).save(pictures)
     except OSError as error:
@@ -211,8 +215,7 @@ def compare(
             progress("closer looks", len(plan.sources), len(plan.sources))
     if not rows:
         raise InputError(f"no picture could be compared with its mask (first: {failures[0][0]}: {failures[0][1]})")
-    most = 1 if max(row.highest for row in rows) <= 1 else 255  # masks of 0 and 1, or of 0 to 255
-    share, notes = np.array([row.mean for row in rows]) / most, []
+    share, notes = np.array([row.share for row in rows]), []
     if not share.any():
         raise InputError("all masks are empty: a calibration needs some with panels")
     if full := int((share > 0.999).sum()):
@@ -224,10 +227,12 @@ def compare(
         )
     if place.max() == 0:
         notes.append("all windows are of one place: how far the areas of another one are off is not known")
+    elif len(np.unique(place[share > 0])) < MANY:
+        notes.append(f"panels lie in fewer than {MANY} places: how far another one's sum is off is hardly known")
     ground = np.array([row.ground_m2 for row in rows])
     cells = np.array([row.cells for row in rows])
     first, probability = np.array([(row.area_m2, row.probability) for row in rows]).T
-    known = [row.known and row.known._replace(fraction=row.known.fraction / most) for row in rows]
+    known = [row.known for row in rows]
     gsd_m = np.array([row.gsd_m for row in rows])
     seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsd_m)
     return seen, notes, failures
@@ -238,8 +243,7 @@ class Row(NamedTuple):
 
     area_m2: float
     probability: float
-    mean: float  # of the mask
-    highest: int
+    share: float  # of the window that is panel by its mask
     ground_m2: float
     cells: int
     gsd_m: float
@@ -254,19 +258,27 @@ def _rows(
     """Raises InputError where the mask does not fit its picture, see `mask_values`."""
     device = next(detector.parameters()).device
     rows, cols = (axis.cells * HALVES * zoom for axis in (source.layout.y, source.layout.x))
+    highest = max(int(values.max()) for values in mask_values(pair.mask, source))
+    if 1 < highest < CLASSES:
+        raise InputError(
+            f"{pair.mask.name} has values up to {highest}: give 0 and 1, or 0 to 255 for the share of each pixel"
+        )
+    most = 1 if highest <= 1 else 255
+    ground = source.windows_m2(np.arange(len(source.layout)))
     with pair.picture.open() as raster, torch.inference_mode():
         for index, (window, values) in enumerate(zip(windows, mask_values(pair.mask, source), strict=True)):
             if window.probability is None or window.area_m2 is None:
                 continue
             known = None
             if window.probability >= threshold:
-                rgb, _ = raster.read(source.layout.box(index), source.layout.shape)
+                rgb, valid = raster.read(source.layout.box(index), source.layout.shape)
                 image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)
-                look = look_at(scorer, image, patch=detector.patch, zoom=zoom, outputs=outputs)
-                known = Known(look, shrunk(values, rows, cols))
+                partly = None if valid.all() else patch_means(valid, detector.patch)
+                look = look_at(scorer, image, patch=detector.patch, zoom=zoom, outputs=outputs, valid=partly)
+                known = Known(look, shrunk(values, rows, cols) / most)
             yield Row(
-                window.area_m2, window.probability, float(values.mean()), int(values.max()),
-                window_m2(source, index), rows * cols, source.gsd_m, centre_of(source, index), known,
+                window.area_m2, window.probability, float(values.mean()) / most, float(ground[index]), rows * cols,
+                source.gsd_m, centre_of(source, index), known,
             )  # fmt: skip
 
 
@@ -291,13 +303,6 @@ def mask_values(mask: Source, source: PlannedSource) -> Iterator[ndarray]:
             raise InputError(f"{mask.name} is not of 8 bits: give 0 and 1, or 0 to 255 for the share of each pixel")
         for index in range(len(source.layout)):
             yield raster.read(source.layout.box(index)).rgb[..., 0]
-
-
-def window_m2(source: PlannedSource, index: int) -> float:
-    """Ground area of a window."""
-    box = source.layout.box(index)
-    middle = np.array([box.col + box.width / 2]), np.array([box.row + box.height / 2])
-    return float(source.ground.pixel_m2(*middle)[0]) * box.width * box.height
 
 
 def centre_of(source: PlannedSource, index: int) -> tuple[float, float, int]:

@@ -1,18 +1,20 @@
 """What to label next in a survey, and the total from the labels: `negah.solar.sampling` on a plan and a ledger.
 
-A window counts for the part of it that no earlier window covers, since the last one of a row or column is shifted
-inward.
+Windows stand for the ground that no earlier window covers: the last one of a row or column is shifted inward, and only
+its new strip counts, is named in the file, and is to be labelled.  So every piece of ground is in one window.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from negah.errors import InputError, OutputError
+from negah.images.windows import Box
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
 from negah.solar.plan import Axis, Plan, PlannedSource
@@ -33,85 +35,138 @@ NOISE = 0.5  # relative error of a find's size where no calibration tells it
 
 @dataclass(frozen=True)
 class Scored:
-    """The windows that were scored: where they are, and what is known of them."""
+    """The windows that were scored, by what is new of them."""
 
-    where: list[tuple[PlannedSource, int]]  # source, index in it
+    sources: Sequence[PlannedSource]  # in the order of their windows
+    number: Int[ndarray, " n"]  # of the window in the survey
     area_m2: Float[ndarray, " n"]
     probability: Float[ndarray, " n"]
-    window_m2: Float[ndarray, " n"]
-    weight: Float[ndarray, " n"]
+    ground_m2: Float[ndarray, " n"]
+
+    def where(self, k: int) -> tuple[PlannedSource, int]:
+        """The source of a window, and its index there."""
+        firsts = [source.first for source in self.sources]
+        source = self.sources[int(np.searchsorted(firsts, self.number[k], side="right")) - 1]
+        return source, int(self.number[k]) - source.first
 
 
 def scored(plan: Plan, ledger: Ledger) -> Scored:
-    """All windows with a figure, in order."""
-    where, rows = [], []
-    for source in plan.sources:
+    """All windows with a figure."""
+    sources = sorted(plan.sources, key=lambda source: source.first)
+    number = np.full(plan.windows, -1)
+    area, probability, ground = (np.zeros(plan.windows) for _ in range(3))
+    for source in sources:
         x, y = source.layout.x, source.layout.y
-        new_x, new_y = new_share(x), new_share(y)
-        columns = len(x.starts)
-        middle = source.ground.pixel_m2(np.array([source.width / 2]), np.array([source.height / 2]))[0]
-        for window in ledger.windows(source.first, source.first + len(source.layout)):
+        first, end = source.first, source.first + len(source.layout)
+        new_y, new_x = np.meshgrid(new_of(y), new_of(x), indexing="ij")
+        share = new_y.ravel() / y.window * new_x.ravel() / x.window
+        ground[first:end] = source.windows_m2(np.arange(len(source.layout))) * share
+        for window in ledger.windows(first, end):
             if window.probability is None or window.area_m2 is None:
                 continue
-            index = window.id - source.first
-            row, col = divmod(index, columns)
-            where.append((source, index))
-            rows.append(
-                (window.area_m2, window.probability, middle * x.window * y.window, float(new_y[row] * new_x[col]))
-            )
-    area, probability, window_m2, weight = np.array(rows, dtype=float).reshape(-1, 4).T
-    return Scored(where, area, probability, window_m2, weight)
+            k, part = window.id, 1.0
+            if window.cells is not None and share[k - first] < 1:
+                fraction = window.fractions(x.cells * y.cells).reshape(y.cells, x.cells)
+                row, col = divmod(k - first, len(x.starts))
+                new = weights(y, int(new_of(y)[row])) @ fraction @ weights(x, int(new_of(x)[col]))
+                part = float(new / fraction.sum())
+            number[k], area[k], probability[k] = k, window.area_m2 * part, window.probability
+    have = number >= 0
+    return Scored(sources, number[have], area[have], probability[have], ground[have])
 
 
-def new_share(axis: Axis) -> Float[ndarray, " n"]:
-    """Share of each window along an axis that the window before does not cover."""
-    return np.append(1.0, np.minimum(1.0, np.diff(axis.starts) / axis.window))
+def new_of(axis: Axis) -> Int[ndarray, " n"]:
+    """How many pixels of each window along an axis the window before does not cover: those at its end."""
+    return np.append(axis.window, np.minimum(axis.window, np.diff(axis.starts)))
 
 
-def check(out: Path, label_next: int | None, labels: Path | None, overlap: float) -> None:
+def weights(axis: Axis, new: int) -> Float[ndarray, " cell"]:
+    """What share of each cell along a window lies in its last `new` pixels."""
+    edges = np.arange(axis.cells) * axis.cell
+    return np.clip((edges + axis.cell - (axis.window - new)) / axis.cell, 0, 1)
+
+
+def new_box(source: PlannedSource, index: int) -> Box:
+    """The new part of a window, in source pixels."""
+    row, col = divmod(index, len(source.layout.x.starts))
+    box = source.layout.box(index)
+    width, height = int(new_of(source.layout.x)[col]), int(new_of(source.layout.y)[row])
+    return Box(box.col + box.width - width, box.row + box.height - height, width, height)
+
+
+def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: float, aoi: Path | None) -> None:
     """Raises InputError on what could only fail at the end of a survey."""
     if label_next is None and labels is None:
         return
     if overlap:
         raise InputError("--label-next and --labels count every piece of ground once: leave out --overlap")
+    if aoi is not None:
+        raise InputError("--label-next and --labels count whole windows, which reach over --aoi: leave it out")
     if label_next is not None and label_next < 1:
         raise InputError(f"--label-next takes a number of windows, at least 1, not {label_next}")
     if label_next is not None and (out / LABELS).exists():
-        raise InputError(
-            f"{out / LABELS} is there already: fill it in and give it to --labels, or delete it to draw anew"
-        )
+        raise InputError(f"{out / LABELS} is there already: fill it in and give it to --labels, or move it away")
     if labels is not None:
         read_labels(labels)
 
 
-def write_next(out: Path, windows: Scored, count: int, *, noise: float, seed: int) -> Path:
-    """Draw windows whose labels narrow the total most, and write them for the user to fill in."""
-    error = expected_error(windows.area_m2, windows.probability, noise=noise, window_m2=windows.window_m2)
-    chance = inclusion(windows.weight * error, count)
+def next_of(windows: Scored, count: int, *, noise: float, seed: int) -> list[Row]:
+    """Windows whose labels narrow the total most."""
+    if not len(windows.number):
+        raise InputError("no window was scored, so there is none to label")
+    error = expected_error(windows.area_m2, windows.probability, noise=noise, window_m2=windows.ground_m2)
+    chance = inclusion(error, count)
+    rows = []
+    for k in draw(chance, seed=seed).tolist():
+        source, index = windows.where(k)
+        area, probability, drawn = float(windows.area_m2[k]), float(windows.probability[k]), float(chance[k])
+        bounds = bounds_of(source, new_box(source, index))
+        name = window_name(source, index)
+        rows.append(Row(source.name, name, bounds, area, probability, drawn, len(windows.number)))
+    return rows
 
-    def rows() -> Iterator[Row]:
-        for k in draw(chance, seed=seed).tolist():
-            source, index = windows.where[k]
-            name, figures = window_name(source, index), (windows.area_m2[k], windows.probability[k], chance[k])
-            yield Row(source.name, name, bounds_of(source, index), *map(float, figures))
 
-    path = out / LABELS
+def write_next(out: Path, rows: Sequence[Row]) -> None:
+    """Write them for the user to fill in, whole or not at all."""
+    path, part = out / LABELS, out / f"{LABELS}.part"
     try:
-        write_labels(path, rows())
-    except OSError as error_:
-        raise OutputError(f"{path} cannot be written ({error_.strerror or error_}): make room in the folder") from None
-    return path
+        try:
+            write_labels(part, rows)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror or error}): make room in the folder") from None
 
 
 def labelled_total(windows: Scored, path: Path) -> Total:
-    """The total of the surveyed windows from their areas and the labels of some.
+    """The total of the surveyed ground from all areas and the labels of some windows.
 
     Raises InputError where the labels are not of this survey's windows, or too few.
     """
     labels = read_labels(path)
-    number = {(source.name, window_name(source, index)): k for k, (source, index) in enumerate(windows.where)}
-    if unknown := [key for key in labels if key not in number]:
+    if labels.of_windows != len(windows.number):
+        raise InputError(
+            f"{path} was drawn from {labels.of_windows:,} windows, and this survey scored {len(windows.number):,}: "
+            "give labels of the same survey"
+        )
+    found = places_of(windows, labels.rows)
+    if unknown := [key for key in labels.rows if key not in found]:
         raise InputError(f"{path} names window {unknown[0][1]} of {unknown[0][0]}, which this survey did not score")
-    sampled = np.array([number[key] for key in labels])
-    true, chance = np.array(list(labels.values())).T
-    return total(windows.area_m2, sampled, true, chance, weight=windows.weight)
+    sampled = np.array([found[key] for key in labels.rows])
+    true, chance = np.array(list(labels.rows.values())).T
+    return total(windows.area_m2, sampled, true, chance)
+
+
+def places_of(windows: Scored, wanted: Mapping[tuple[str, str], object]) -> dict[tuple[str, str], int]:
+    """Places among the windows of those that are wanted, by source and name."""
+    names, found = {name for name, _ in wanted}, {}
+    for source in windows.sources:
+        if source.name not in names:
+            continue
+        end = source.first + len(source.layout)
+        for k in range(*np.searchsorted(windows.number, (source.first, end)).tolist()):
+            key = source.name, window_name(source, int(windows.number[k]) - source.first)
+            if key in wanted:
+                found[key] = k
+    return found

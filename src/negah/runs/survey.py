@@ -58,6 +58,7 @@ from negah.solar.plan import Failure, Plan, PlannedSource, make_plan
 from negah.solar.power import Power, power_of, tilt
 from negah.solar.regions import Region, join, read_polygons, read_region
 from negah.solar.report import Report, write_report
+from negah.solar.sampling import LABELS, Row
 from negah.solar.survey import Measure, fast_bf16, score
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
@@ -111,7 +112,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a survey found.  Areas in m2; area_low and area_high apply the model's area ratio, if any, to the total."""
+    """What a survey found.  Areas in m2; `rests_on` says where area_low and area_high come from."""
 
     out: Path
     report: Path
@@ -124,7 +125,8 @@ class Summary:
     area_low: float | None
     area_high: float | None
     rests_on: str  # where the bounds come from
-    abstained: dict[str, tuple[int, float]]  # windows and m2 that should not be relied on, by reason
+    abstained: dict[str, int]  # windows whose area should not be relied on, by reason
+    abstained_share: float  # of the area of all windows
     kw: float
     kw_low: float | None
     kw_high: float | None
@@ -171,7 +173,7 @@ def survey(
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
-    labels.check(out, options.label_next, options.labels, options.overlap)
+    labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = uses_bf16(options.precision, device)
     measure = Measure(threshold, info.area_ratio, calibration)
@@ -246,24 +248,25 @@ def survey(
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
             total, low, high = _total(areas, ledger, measure)
             rests_on = _how_bounded(measure)
+            to_label: list[Row] = []
             if options.labels or options.label_next:
                 windows = labels.scored(plan, ledger)
                 if options.label_next:
                     noise = measure.calibration.noise if measure.calibration else labels.NOISE
-                    path = labels.write_next(out, windows, options.label_next, noise=noise, seed=LABEL_SEED)
-                    notes.insert(0, TO_LABEL.format(path=path, count=options.label_next))
+                    to_label = labels.next_of(windows, options.label_next, noise=noise, seed=LABEL_SEED)
+                    notes.insert(0, TO_LABEL.format(path=out / LABELS, count=len(to_label)))
                 if options.labels:
                     total, low, high, count = labels.labelled_total(windows, options.labels)
                     rests_on = f"90 %, from {count:,} labelled windows"
                     notes.insert(0, LABELLED)
             kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
-            abstained = ledger.abstained()
+            abstained, share = ledger.abstained()
             seconds = ledger.seconds
             summary = Summary(
                 out=out, report=out / "report.html", sources=len(sources),
                 failed_sources=len(plan.failures), windows=ledger.counts(), windows_with_panels=ledger.found(threshold),
                 panels=len(areas), area_m2=total, area_low=low, area_high=high, rests_on=rests_on,
-                abstained=abstained, kw=power.kw(total), kw_low=kw_low, kw_high=kw_high,
+                abstained=abstained, abstained_share=share, kw=power.kw(total), kw_low=kw_low, kw_high=kw_high,
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
@@ -308,12 +311,14 @@ def survey(
                     "seconds": {"windows": round(seconds, 3), "this run": round(time.monotonic() - clock, 3)},
                     "arguments": {"paths": list(paths), "out": str(out), **_plain({**given, **asdict(options)})},
                     "fingerprint": fingerprint,
-                    "seeds": {},  # a survey draws no random numbers
+                    "seeds": {"windows to label": LABEL_SEED} if to_label else {},  # nothing else is random
                     "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
                     "versions": versions(),
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),
                 })  # fmt: skip
+        if to_label:
+            labels.write_next(out, to_label)
     return summary
 
 
@@ -370,9 +375,8 @@ def totals(summary: Summary) -> dict[str, str]:
         power += f"\n{s.kw_low:,.0f} to {s.kw_high:,.0f} kW"
     doubted = {}
     if s.abstained:
-        area = sum(m2 for _, m2 in s.abstained.values())
-        counts = "; ".join(f"{reason}: {windows:,}" for reason, (windows, _) in list(s.abstained.items())[:4])
-        doubted = {"abstained": f"{sum(n for n, _ in s.abstained.values()):,} windows, {area:,.0f} m²\n{counts}"}
+        counts = "; ".join(f"{reason}: {windows:,} windows" for reason, windows in s.abstained.items())
+        doubted = {"abstained": f"{s.abstained_share:.0%} of the area\n{counts}"}
     return {
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
@@ -584,7 +588,7 @@ def _audit_texts(calibration: Calibration | None) -> dict[str, Any]:
     )
     heads = {
         head.name: f"points at a panel in {head.pointing:.0%} of the windows, IoU {head.iou:.2f}, {head.inside:.0%} of "
-        f"its weight on panels, {head.sink:.0%} on nothing"
+        "its weight on panels" + ("" if head.sink is None else f", {head.sink:.0%} on nothing")
         for head in seen.heads
     }
     return {"audit": heads, "audit_lead": lead}
@@ -604,10 +608,12 @@ def _notes(plan: Plan, ledger: Ledger, measure: Measure, options: Options, power
             f"Areas are calibrated on {calibration.windows:,} windows of {calibration.places:,} places with masks "
             f"(region: {calibration.region or 'unnamed'}): 90 % of the true areas of single windows lie between "
             "area_low and area_high, if these images are like those.",
-            "The total's range is that of the sum: errors of single windows even out in it, those of the whole region "
-            "do not. It holds for the region that the masks come from. It is corrected for what the masks say was "
-            "missed, so it is not the sum of the panels.",
+            "The total's range is that of the sum: errors of single windows even out in it, those of a whole place do "
+            "not. It holds for one more place like those that the masks come from. It is corrected for what they say "
+            "was missed, so it is not the sum of the panels.",
         ]
+        if calibration.places == 1:
+            trust.append("All masks are of one place: how far the total of another place is off is not known.")
         if apart := [s for s in plan.sources if not calibration.covers(s.gsd_m)]:
             low, high = calibration.gsd_m
             trust.append(

@@ -20,11 +20,12 @@ Finer grids: the window is enlarged `zoom` times before it is looked at, so that
 are interpolated to half patches (Keys' bicubic kernel).  Then, where that helps on masks of other places, GrabCut
 (Rother, Kolmogorov and Blake 2004) moves outlines to edges of colour in the picture: cells of at least SURE are panel,
 of at most NONE are not, and the rest goes with those whose colours it has.  Groups of cells smaller than a module count
-as nothing.  Every window is looked at alone, so that its area does not depend on what shares its batch.
+as nothing.  Every window is looked at alone, so the look does not depend on what shares its batch.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, cast
 
 import cv2
@@ -33,7 +34,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num, Real, UInt8
 from numpy import ndarray
-from PIL import Image
 from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -42,9 +42,9 @@ from torch import Tensor
 from negah.probe.attentive import Reading
 
 HALVES = 2  # cells along a patch of the enlarged window
-PULL = 50.0  # cells that the prior of `bias`, `scale` and `heads` counts for
+PULL = 50.0  # of the prior of `bias`, `scale` and `heads`: a part of one window's cells, so only few masks feel it
 RIDGE = 1e-4  # on evidence from masks, per cell: pull towards the head's own layer
-PATCHES = 20_000  # that evidence from masks is fitted on, evenly picked
+PATCHES = 20_000  # that evidence from masks is fitted on, drawn at random
 MOST = 400  # windows that cells are fitted on: more would hardly change so few numbers
 SURE, NONE = 0.7, 0.2  # fractions from which, and up to which, GrabCut takes a pixel as known
 LEVELS = np.arange(0.2, 0.65, 0.05)  # panel fractions from which a cell may count as panel
@@ -57,6 +57,7 @@ class Look(NamedTuple):
     share: Float[ndarray, "head row col"]  # log of n times the attention
     outputs: Float[ndarray, "row col dim"] | None = None  # what the head's linear layer reads, where it is asked for
     image: UInt8[ndarray, "h w 3"] | None = None  # the window
+    valid: Float[ndarray, "row1 col1"] | None = None  # share of valid pixels in its patches, where some are not
 
 
 class Known(NamedTuple):
@@ -98,13 +99,18 @@ class Cells:
             fraction = expit(halved(score.astype(np.float32)))
         if self.refine and look.image is not None:
             fraction = refined(fraction, look.image)
-        return without_specks(fraction, self.level, least=self.zoom**2)
+        fraction = without_specks(fraction, self.level, least=self.zoom**2)
+        return fraction if look.valid is None else fraction * look.valid.repeat(self.fine, 0).repeat(self.fine, 1)
 
 
 def look_at(
-    scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], *, patch: int, zoom: int, outputs: bool = False
-) -> Look:
-    """Look at one window again, enlarged.  outputs: keep what evidence from masks is read from."""
+    scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], *, patch: int, zoom: int, outputs: bool = False,
+    valid: Float[ndarray, " patch"] | None = None,
+) -> Look:  # fmt: skip
+    """Look at one window again, enlarged.
+
+    outputs: keep what evidence from masks is read from.  valid: share of valid pixels in its patches, row by row.
+    """
     window = image.permute(1, 2, 0).cpu().numpy()
     height, width = image.shape[1] * zoom, image.shape[2] * zoom
     if zoom > 1:
@@ -116,13 +122,10 @@ def look_at(
     kept = None
     if outputs:
         assert reading.outputs is not None, "this scorer gives no patch outputs"
-        kept = reading.outputs[0].float().unflatten(0, grid).cpu().numpy()
-    return Look(
-        reading.patch_logits[0].float().reshape(grid).cpu().numpy(),
-        share.unflatten(1, grid).cpu().numpy(),
-        kept,
-        window,
-    )
+        kept = reading.outputs[0].half().unflatten(0, grid).cpu().numpy()  # half: they fill 0.3 MB a window
+    evidence = reading.patch_logits[0].float().reshape(grid).cpu().numpy()
+    patches = None if valid is None else valid.reshape(window.shape[0] // patch, -1)
+    return Look(evidence, share.unflatten(1, grid).cpu().numpy(), kept, window, patches)
 
 
 def refined(fraction: Float[ndarray, "row col"], image: UInt8[ndarray, "h w 3"]) -> Float[ndarray, "row col"]:
@@ -141,9 +144,17 @@ def refined(fraction: Float[ndarray, "row col"], image: UInt8[ndarray, "h w 3"])
 
 
 def shrunk(values: Real[ndarray, "h w"], rows: int, cols: int) -> Float[ndarray, "row col"]:
-    """The mean over each cell, exact also where cells are no whole pixels."""
-    picture = Image.fromarray(values.astype(np.float32)).resize((cols, rows), Image.Resampling.BOX)
-    return np.asarray(picture)
+    """The mean over each cell; a pixel that lies in two cells counts for each by its part."""
+    down, across = (shares(size, cells) for size, cells in zip(values.shape, (rows, cols), strict=True))
+    return (down @ values.astype(np.float32) @ across.T).astype(np.float32)
+
+
+@lru_cache(maxsize=64)
+def shares(size: int, cells: int) -> Float[ndarray, "cell pixel"]:
+    """What share of each cell each of `size` pixels along an axis takes."""
+    start, pixel = np.arange(cells)[:, None] * size / cells, np.arange(size)
+    part = np.minimum(start + size / cells, pixel + 1) - np.maximum(start, pixel)
+    return np.clip(part, 0, None).astype(np.float32) * np.float32(cells / size)
 
 
 def without_specks(fraction: Float[ndarray, "row col"], level: float, *, least: int) -> Float[ndarray, "row col"]:
@@ -201,7 +212,7 @@ def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> Level:
     """The level at which outlines overlap most with the masks, and the intersection over union there (pooled)."""
     said, true = (np.concatenate([f.ravel() for f in maps]) for maps in (fractions, [k.fraction for k in known]))
     # fractions of a cell, not yes or no: what is half panel counts as half
-    ious = [true[said >= t].sum() / ((said >= t).sum() + true[said < t].sum()) for t in LEVELS]
+    ious = [true[said >= t].sum() / max((said >= t).sum() + true[said < t].sum(), 1e-9) for t in LEVELS]
     return Level(float(LEVELS[int(np.argmax(ious))]), float(max(ious)))
 
 
@@ -216,8 +227,8 @@ def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
     x = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs if y is not None]).astype(np.float32)
     target = np.concatenate([_as_quarters(k.fraction) for k in known]).astype(np.float32)
     own = _own_layer(known)
-    step = -(-len(x) // PATCHES)
-    x, target = np.ascontiguousarray(x[::step]), target[::step]
+    some = np.random.default_rng(0).permutation(len(x))[:PATCHES]
+    x, target = x[some], target[some]
     n, start = len(x), np.tile(own, (4, 1))
 
     def loss(flat: ndarray) -> tuple[float, ndarray]:

@@ -9,7 +9,7 @@ For each head, over windows that hold panels,
                without panels that take SINK times their even share, as transformers use some for scratch space
                (Darcet et al. 2023, arXiv:2309.16588)
 
-and the same of the evidence, as far as it has a meaning there.
+and the same of the evidence, but for `sink`, which has no meaning there and is None.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.special import expit
 
 from negah.solar.area import Known
 
@@ -32,7 +33,7 @@ class Head(NamedTuple):
     pointing: float
     iou: float
     inside: float
-    sink: float
+    sink: float | None
 
 
 class Audit(NamedTuple):
@@ -54,7 +55,7 @@ def audit(known: Sequence[Known]) -> Audit | None:
         maps = [np.exp(look.share[h]) / look.share[h].size for look, _ in held]  # what patches get
         even = [m * m.size for m in maps]
         heads.append(_head(f"head {h + 1}", maps, [e > 1 for e in even], [t for _, t in held], even))
-    maps = [1 / (1 + np.exp(-look.evidence)) for look, _ in held]
+    maps = [expit(look.evidence) for look, _ in held]
     heads.append(_head("evidence", maps, [m >= 0.5 for m in maps], [t for _, t in held], None))
     return Audit(len(held), float(np.mean([t.mean() for _, t in held])), tuple(heads))
 
@@ -70,8 +71,8 @@ def _head(name: str, maps: list, said: list, truths: list, even: list | None) ->
     both = sum(t[s].sum() for s, t in zip(said, truths, strict=True))
     either = sum(s.sum() + t[~s].sum() for s, t in zip(said, truths, strict=True))
     inside = np.mean([(m * t).sum() / max(m.sum(), 1e-9) for m, t in zip(maps, truths, strict=True)])
-    sink = 0.0
+    sink = None
     if even is not None:
         lost = [1 - m.sum() + m[(e >= SINK) & (t < ON_PANEL)].sum() for m, e, t in zip(maps, even, truths, strict=True)]
-        sink = np.mean(lost)
-    return Head(name, float(pointing), float(both / max(either, 1e-9)), float(inside), float(sink))
+        sink = float(np.mean(lost))
+    return Head(name, float(pointing), float(both / max(either, 1e-9)), float(inside), sink)

@@ -15,14 +15,19 @@ quantiles with the finite sample's correction, in bins of ground size and of are
 
     interval = [low(bin) * area, high(bin) * area]         covers about 9 in 10 new windows of such places
 
-An interval for a sum is another thing: errors of single windows even out, those of a whole place do not.
+An interval for a sum is another thing: errors of single windows even out, those of a whole place do not.  With the
+errors e_i = true_i - ratio area_i, their sums e_p and those of the areas area_p over place p, and the region taken for
+one more place,
 
-    sum +- 1.645 sqrt(place^2 sum^2 + noise^2 sum_i area_i^2)
+    sum +- t_{places - 1} sqrt(place^2 sum^2 + noise^2 sum_i area_i^2)
+    place^2 = (sum_p e_p^2 - sum_i e_i^2) / sum_p area_p^2 + sum_p e_p^2 / (sum_p area_p)^2
+    noise^2 = sum_i e_i^2 / sum_i area_i^2
 
-with place the standard error of the ratio (sum of true) / (sum of area) over bootstrap samples of places, which counts
-what was missed too, and noise the relative error of a single window.  The centre is the sum times that ratio.
+The first term of place is what places differ by beyond their windows, the second what the ratio itself may be off.
+What was missed counts, too: the centre is the sum times the ratio (sum of true) / (sum of area).  A region of many
+places is off by less.
 
-The cells are fitted across the same folds: no window's x comes from a fit that saw its place.
+The areas behind all errors are of the same folds: cells, presence and size are fitted on the other places alone.
 """
 
 import json
@@ -36,7 +41,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtrit
 
 from negah.errors import InputError
 from negah.probe.splits import grouped_folds
@@ -49,7 +54,6 @@ PULL = (5.0, 100.0)  # windows that the prior size = x counts for: its level, an
 PRIOR = ((2.0, 2.0), (0.5, 0.5))  # of u and v: mean and deviation
 PER_BIN = 30  # windows that a bin of sizes needs to have quantiles of its own
 TAIL = 0.05  # of the true areas on either side of an interval
-SAMPLES = 2000  # of the bootstrap
 FOLDS = 5
 GAIN = 0.005  # of the overlap with masks of other places, from which outlines are refined
 NEAR = 1.25  # factor between ground sizes that are taken for one
@@ -167,7 +171,7 @@ class Calibration:
     audit: Audit | None = None
 
     def area(self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
-        """Calibrated area of windows from their first estimate; 0 stays 0."""
+        """Calibrated area of windows from the sum of their cells; 0 stays 0."""
         return self.fit.area(area_m2, probability)
 
     def covers(self, gsd_m: float) -> bool:
@@ -175,19 +179,25 @@ class Calibration:
         return self.gsd_m[0] / NEAR <= gsd_m <= self.gsd_m[1] * NEAR
 
     def interval(
-        self, area_m2: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"], most_m2: Float[ndarray, " n"] | float = np.inf
+        self, area_m2: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"]
     ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
-        """Bounds of 90 % of each window's true area, from its calibrated area and the picture's ground size.
-
-        most_m2: the ground itself, which no panel area exceeds.
-        """
+        """Bounds of 90 % of each window's true area, from its calibrated area and the picture's ground size."""
         low, high = np.zeros(len(area_m2)), np.zeros(len(area_m2))
         of = np.searchsorted([b.gsd_m for b in self.bins[:-1]], gsd_m)
         for k, some in enumerate(self.bins):
             which = np.searchsorted(some.edges, area_m2, side="right")
             low = np.where(of == k, np.array(some.low)[which] * area_m2, low)
             high = np.where(of == k, np.array(some.high)[which] * area_m2, high)
-        return low, np.minimum(np.where(area_m2 > 0, high, self.missed_m2), most_m2)
+        return low, np.where(area_m2 > 0, high, self.missed_m2)
+
+    def measure(
+        self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"],
+        ground_m2: Float[ndarray, " n"],
+    ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], Float[ndarray, " n"]]:  # fmt: skip
+        """Calibrated areas of windows and their bounds, none larger than the ground."""
+        area = np.minimum(self.area(area_m2, probability), ground_m2)
+        low, high = self.interval(area, gsd_m)
+        return area, np.minimum(low, ground_m2), np.minimum(high, ground_m2)
 
     def total(self, sum_m2: float, area_m2: Float[ndarray, " n"]) -> tuple[float, float, float]:
         """The sum of calibrated areas of one region, corrected for what is missed, and its interval of 90 %.
@@ -197,7 +207,7 @@ class Calibration:
         """
         times = max(1.0, float(area_m2.sum()) / sum_m2) if sum_m2 else 1.0
         single = self.noise * np.sqrt((area_m2**2).sum() / times)
-        error = 1.645 * float(np.hypot(self.place * sum_m2, single))
+        error = float(stdtrit(max(self.places - 1, 1), 0.95) * np.hypot(self.place * sum_m2, single))
         total = sum_m2 * self.ratio
         return total, max(0.0, total - error), total + error
 
@@ -225,10 +235,9 @@ def _calibrate(
     found = np.array([known is not None for known in seen.known])
     outside: dict[bool, list[ndarray | None]] = {refine: [None] * len(seen) for refine in (False, True)}
     areas = {refine: np.zeros(len(seen)) for refine in (False, True)}
-    for fold in _folds(seen.place, seen.true_m2, seed):
+    for fold in _folds(seen, seed):
         others, mine = seen.of(~fold), seen.of(fold)
-        # Where all finds are of one fold, there is nothing to learn from: near enough the head as it was trained.
-        plain = fit_cells(others.found or seen.found[:1], zoom=zoom, from_masks=from_masks)
+        plain = fit_cells(others.found or seen.found, zoom=zoom, from_masks=from_masks)
         for refine in (False, True):
             cells = replace(plain, refine=refine)
             fractions = mine.fractions(cells)
@@ -247,8 +256,8 @@ def _calibrate(
     # How far single areas are off is asked of the folds.  What a sum lacks is asked of the fit that surveys will use:
     # with few places, one that misses some of them may be off by much more.
     ratio = float(seen.true_m2.sum() / made.area(windows.area_m2, windows.probability).sum())
-    apart, place, noise = sums(areas[refine], seen.true_m2, seen.place, seed=seed)
-    held = seen.true_m2[present]
+    apart, place, noise = sums(areas[refine], seen.true_m2, seen.place)
+    held = seen.true_m2[present] if present.any() else np.zeros(1)
     return Calibration(
         model=model, threshold=threshold, region=region, windows=len(seen), places=len(np.unique(seen.place)),
         gsd_m=(float(seen.gsd_m.min()), float(seen.gsd_m.max())),
@@ -326,16 +335,24 @@ def conformal(
 
 
 def sums(
-    area_m2: Float[ndarray, " n"], true_m2: Float[ndarray, " n"], place: Int[ndarray, " n"], *, seed: int = 0
+    area_m2: Float[ndarray, " n"], true_m2: Float[ndarray, " n"], place: Int[ndarray, " n"]
 ) -> tuple[float, float, float]:
-    """Ratio of the sums, its standard error over bootstrap samples of places, and the noise of single windows."""
+    """Ratio of the sums, how far that of one more place may be off from it, and the noise of single windows.
+
+    Where there is one place, windows stand for places, which says nothing of another place.
+    """
     ratio = float(true_m2.sum() / area_m2.sum())
-    of = np.unique(place, return_inverse=True)[1]
-    true, area = np.bincount(of, true_m2), np.bincount(of, area_m2)
-    drawn = np.random.default_rng(seed).integers(len(true), size=(SAMPLES, len(true)))
-    sampled = true[drawn].sum(1) / np.maximum(area[drawn].sum(1), 1e-9)
-    noise = np.sqrt(((true_m2 - ratio * area_m2) ** 2).sum() / (area_m2**2).sum())
-    return ratio, float(np.std(sampled)), float(noise)
+    of = np.unique(_apart(place), return_inverse=True)[1]
+    error = true_m2 - ratio * area_m2
+    singles, sums = (error**2).sum(), (np.bincount(of, error) ** 2).sum()
+    area = np.bincount(of, area_m2)
+    between = max(0.0, sums - singles) / (area**2).sum() + sums / area.sum() ** 2
+    return ratio, float(np.sqrt(between)), float(np.sqrt(singles / (area_m2**2).sum()))
+
+
+def _apart(place: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+    """Places, or, where there is only one, windows."""
+    return place if len(np.unique(place)) > 1 else np.arange(len(place))
 
 
 @dataclass(frozen=True)
@@ -371,8 +388,7 @@ def measured(made: Calibration, seen: Seen) -> HeldOut:
     """What a calibration measures of windows."""
     fractions = seen.fractions(made.cells)
     windows = seen.compared(fractions)
-    area = made.area(windows.area_m2, windows.probability)
-    low, high = made.interval(area, windows.gsd_m, seen.ground_m2)
+    area, low, high = made.measure(windows.area_m2, windows.probability, windows.gsd_m, seen.ground_m2)
     both, either = np.zeros(len(seen)), seen.true_m2.copy()
     for k, (fraction, known, m2) in enumerate(zip(fractions, seen.known, seen.cell_m2, strict=True)):
         if fraction is not None and known is not None:
@@ -385,7 +401,7 @@ def measured(made: Calibration, seen: Seen) -> HeldOut:
 def held_out(seen: Seen, *, zoom: int, from_masks: bool = False, seed: int = 0) -> HeldOut:
     """Calibrate on the other folds of places, measure this one, for all folds."""
     out = HeldOut(*(np.zeros(len(seen)) for _ in range(6)))
-    for fold in _folds(seen.place, seen.true_m2, seed + 1):
+    for fold in _folds(seen, seed + 1):
         made = _calibrate(seen.of(~fold), zoom=zoom, from_masks=from_masks, seed=seed)
         part = measured(made, seen.of(fold))
         for name, values in vars(part).items():
@@ -410,12 +426,18 @@ def assess(seen: Seen, *, zoom: int, from_masks: bool = False, seed: int = 0) ->
     )  # fmt: skip
 
 
-def _folds(place: Int[ndarray, " n"], true_m2: Float[ndarray, " n"], seed: int) -> list[Bool[ndarray, " n"]]:
-    """Which windows each fold leaves out; whole places, or, where there is only one, windows."""
-    places = place if len(np.unique(place)) > 1 else np.arange(len(place))
-    folds = min(FOLDS, len(np.unique(places)))
-    fold = grouped_folds(places, true_m2 >= PRESENT_M2, folds=folds, seed=seed)
-    return [fold == k for k in range(folds)]
+def _folds(seen: Seen, seed: int) -> list[Bool[ndarray, " n"]]:
+    """Which windows each fold leaves out: whole places, or, where the others could teach nothing, single windows."""
+    present = seen.true_m2 >= PRESENT_M2
+    found = np.array([known is not None for known in seen.known])
+    out = []
+    for places in (_apart(seen.place), np.arange(len(seen))):
+        folds = min(FOLDS, len(np.unique(places)))
+        fold = grouped_folds(places, present.astype(int) + 2 * found, folds=folds, seed=seed)
+        out = [fold == k for k in range(folds)]
+        if all((found & present & ~k).any() for k in out):
+            break
+    return out
 
 
 def save(calibration: Calibration, path: Path, *, about: Mapping[str, Any]) -> None:
@@ -435,11 +457,24 @@ def load(path: Path) -> Calibration:
             windows, covered, heads = values["audit"]
             values["audit"] = Audit(windows, covered, tuple(Head(*head) for head in heads))
         parts = {"fit": Fit(**values["fit"]), "cells": Cells(**values["cells"])}
-        return Calibration(**{**values, **parts, "bins": tuple(Bins(*some) for some in values["bins"])})
+        found = Calibration(**{**values, **parts, "bins": tuple(Bins(*some) for some in values["bins"])})
+        _check(found)
+        return found
     except OSError as error:
         raise InputError(f"the calibration {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no calibration ({error}): give one written by `negah calibrate`") from None
+
+
+def _check(made: Calibration) -> None:
+    """Raises ValueError on figures that could only fail, or mislead, inside of a survey."""
+    figures = [made.threshold, made.missed_m2, made.ratio, made.place, made.noise, *made.gsd_m, *made.sizes_m2]
+    figures += [*asdict(made.fit).values(), made.cells.level, made.cells.bias, made.cells.scale, *made.cells.heads]
+    if not made.bins or any(not len(b.low) == len(b.high) == len(b.edges) + 1 for b in made.bins):
+        raise ValueError("its bins are not whole")
+    figures += [value for some in made.bins for part in (some.edges, some.low, some.high) for value in part]
+    if not np.isfinite(figures).all() or made.cells.zoom < 1 or len(made.cells.layer) not in (0, 4):
+        raise ValueError("some of its figures are none")
 
 
 def _tuples(value: Any) -> Any:

@@ -17,6 +17,7 @@ the next run; its row says that it failed until its chunk is committed once more
 import json
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,7 @@ CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
 CREATE INDEX failed ON failures (window);
 """
 
+REASONS = "; "  # between the reasons for abstaining
 COLUMNS = "id, source, status, probability, area_m2, area_low, area_high, cells, factor, abstained"
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
@@ -253,14 +255,17 @@ class Ledger:
         """Windows by status."""
         return dict(self._all("SELECT status, count(*) FROM windows GROUP BY status ORDER BY status"))
 
-    def abstained(self) -> dict[str, tuple[int, float]]:
-        """Windows and area (m2) by the reason for which areas should not be relied on, the largest first."""
-        areas: dict[str, list[float]] = {}
-        for reason, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
-            areas.setdefault(reason, []).append(area)
-        # fsum: the same sum whatever the order in which windows came in
-        found = ((reason, (len(some), round(math.fsum(some), 3))) for reason, some in areas.items())
-        return dict(sorted(found, key=lambda item: (-item[1][1], item[0])))
+    def abstained(self) -> tuple[dict[str, int], float]:
+        """Windows by each reason for which their area should not be relied on; their share of all windows' area."""
+        counts: Counter[str] = Counter()
+        areas = []
+        for reasons, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
+            counts.update(reasons.split(REASONS))
+            areas.append(area)
+        every = math.fsum(area for (area,) in self._all("SELECT area_m2 FROM windows WHERE area_m2 > 0"))
+        # fsum, and rounded: the same whatever the order and the batches in which windows came in
+        share = round(math.fsum(areas) / every, 6) if every else 0.0
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))), share
 
     def found(self, threshold: float) -> int:
         """Windows with panels: of a probability of at least `threshold`."""

@@ -36,6 +36,7 @@ from rasterio.windows import Window as RasterWindow
 from shapely.geometry.base import BaseGeometry
 
 from negah.errors import NegahError, OutputError
+from negah.images.windows import Box
 from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Ledger
 from negah.solar.merge import Component, Strip
@@ -131,7 +132,7 @@ def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
                 if window.probability is not None:
                     areas = window.area_m2, window.area_low, window.area_high
                     figures = f"{window.probability:.6f}", *("" if area is None else f"{area:.3f}" for area in areas)
-                place = source.name, window_name(source, index), bounds_of(source, index)
+                place = source.name, window_name(source, index), bounds_of(source, source.layout.box(index))
                 out.writerow((*place, *figures, window.status, window.abstained or ""))
 
 
@@ -141,9 +142,9 @@ def window_name(source: PlannedSource, index: int) -> str:
     return f"c{box.col}_r{box.row}"
 
 
-def bounds_of(source: PlannedSource, index: int) -> str:
-    """minx miny maxx maxy of a window in the source's CRS, or in its pixels where it has none."""
-    col, row, width, height = source.layout.box(index)
+def bounds_of(source: PlannedSource, box: Box) -> str:
+    """minx miny maxx maxy of a rectangle in the source's CRS, or in its pixels where it has none."""
+    col, row, width, height = box
     corners = np.array([[col, row], [col + width, row], [col, row + height], [col + width, row + height]])
     xy = apply(source.affine, corners.astype(float))
     return " ".join(format(v, ".12g") for v in (*xy.min(0).tolist(), *xy.max(0).tolist()))

@@ -39,8 +39,8 @@ def examples(seen: Seen, calibration: Calibration, count: int) -> list[Example]:
         assert known is not None and known.look.image is not None
         fraction = calibration.cells.fraction(known.look)
         one = np.array([fraction.sum(dtype=np.float64) * seen.cell_m2[k]])
-        area = calibration.area(one, seen.probability[k : k + 1])
-        low, high = calibration.interval(area, seen.gsd_m[k : k + 1], seen.ground_m2[k])
+        rest = (values[k : k + 1] for values in (seen.probability, seen.gsd_m, seen.ground_m2))
+        area, low, high = calibration.measure(one, *rest)
         share = np.exp(known.look.share).mean(0)
         caption = (
             f"true {seen.true_m2[k]:,.1f} m2, measured {area[0]:,.1f} ({low[0]:,.1f} to {high[0]:,.1f}), "

@@ -169,6 +169,13 @@ class PlannedSource:
         """Pixel to source coordinates; the identity where there is no CRS."""
         return Affine(*self.transform) if self.crs and self.transform else Affine.identity()
 
+    def windows_m2(self, indices: ndarray) -> Float[ndarray, " n"]:
+        """Ground area of windows, taken at their centres."""
+        x, y = self.layout.x, self.layout.y
+        row, col = np.divmod(indices, len(x.starts))
+        pixel = self.ground.pixel_m2(x.starts[col] + x.window / 2, y.starts[row] + y.window / 2)
+        return pixel * x.window * y.window
+
     def as_dict(self) -> dict:
         """As plain values, for the ledger; written out, since `asdict` takes its time on thousands of tiles."""
         x, y = ([a.size, a.window, a.stride, a.cells, a.model] for a in (self.layout.x, self.layout.y))

@@ -39,7 +39,7 @@ from scipy.special import stdtrit
 from negah.errors import InputError
 
 LABELS = "label-next.csv"
-COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "true_m2")
+COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "of_windows", "true_m2")
 DOUBT = 0.001  # no probability is taken to be nearer to 0 or 1: a detector is wrong once in a thousand, however sure
 USUAL = 0.01  # share of a window that panels cover, where a survey has no find to tell
 
@@ -54,7 +54,7 @@ class Total(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A window to label, as `tiles.csv` names it.  chance: with which it was drawn."""
+    """A window to label, as `tiles.csv` names it.  chance: with which it was drawn, among `of_windows`."""
 
     source: str
     window: str
@@ -62,6 +62,14 @@ class Row(NamedTuple):
     area_m2: float
     probability: float
     chance: float
+    of_windows: int
+
+
+class Labels(NamedTuple):
+    """What was filled in: (true_m2, chance) by (source, window), and among how many windows they were drawn."""
+
+    rows: dict[tuple[str, str], tuple[float, float]]
+    of_windows: int
 
 
 def expected_error(
@@ -161,12 +169,12 @@ def write_labels(path: Path, rows: Iterable[Row]) -> None:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
         for row in rows:
-            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}"
+            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.of_windows
             out.writerow((row.source, row.window, row.bounds, *figures, ""))
 
 
-def read_labels(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
-    """(true_m2, chance) by (source, window) of the rows that are filled in.
+def read_labels(path: Path) -> Labels:
+    """The rows that are filled in.
 
     chance: of being drawn and labelled, so the file's times the share of its rows that are filled in; right where it
     was chance which ones were left, as in a file filled in from the top.  Without it the labelled windows would stand
@@ -180,7 +188,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
     except (OSError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"the labels {path} cannot be read ({why}): give the {LABELS} of a survey") from None
-    missing = [name for name in ("source", "window", "chance", "true_m2") if name not in columns]
+    missing = [name for name in ("source", "window", "chance", "of_windows", "true_m2") if name not in columns]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}: keep those of {LABELS}, separated by commas")
     labels: dict[tuple[str, str], tuple[float, float] | None] = {}
@@ -205,7 +213,10 @@ def read_labels(path: Path) -> dict[tuple[str, str], tuple[float, float]]:
     share = len(filled) / max(len(labels), 1)
     if not filled:
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
-    return {key: (true, chance * share) for key, (true, chance) in filled.items()}
+    drawn_among = {row["of_windows"].strip() for _, row in rows if any(value.strip() for value in row.values())}
+    if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
+        raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
+    return Labels({key: (true, chance * share) for key, (true, chance) in filled.items()}, int(among))
 
 
 def _number(text: str) -> float:

@@ -29,7 +29,7 @@ from negah.probe.attentive import Reading
 from negah.solar.area import look_at
 from negah.solar.calibration import Calibration
 from negah.solar.footprint import footprint, mean_footprint
-from negah.solar.ledger import Ledger, Window, pack
+from negah.solar.ledger import REASONS, Ledger, Window, pack
 from negah.solar.merge import LEVEL
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
 from negah.solar.regions import Region
@@ -43,6 +43,7 @@ Scored = tuple[list[Window], list[tuple[int, str, int, str]]]
 AHEAD = 3  # chunks that may be read before they are scored: the bound on memory
 STREAMS = 8  # chunks that are scored at a time, at most
 DIFFUSE = 0.9  # share of the patches from which attention that is spread over them points nowhere
+POINTS = 9  # patches from which attention can point at all
 PER_TASK = 8  # windows per reading task: enough to hide the queue's cost, few enough to keep the threads even
 
 
@@ -298,15 +299,16 @@ def _score_chunk(
         found = mean_footprint([footprint(reading, threshold=measure.threshold) for reading in readings])
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         if measure.calibration is not None:
-            fraction = looked_closer(images, probability, scorers[0], measure, patch=patch)
-        for place, share in loaded.valid.items():
-            fraction[place] *= spread_out(share, chunk.shape, measure.fine, patch)
+            fraction = looked_closer(images, loaded.valid, probability, scorers[0], measure, patch=patch)
+        else:
+            for place, share in loaded.valid.items():
+                fraction[place] *= share
         for place in np.flatnonzero(~(np.isfinite(probability) & np.isfinite(fraction).all(1))).tolist():
             loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
-        cells_m2 = _cell_areas([(s, i) for s, i, look in chunk.windows if look])
-        area = fraction.sum(1, dtype=np.float64) * cells_m2
+        ground_m2 = _window_areas([(s, i) for s, i, look in chunk.windows if look])
+        area = fraction.mean(1, dtype=np.float64) * ground_m2
         gsd = np.array([source.gsd_m for source, _, look in chunk.windows if look])
-        low, high, factor = _measured(area, fraction, probability, cells_m2, gsd, measure)
+        low, high, factor = _measured(area, fraction, probability, ground_m2, gsd, measure)
         spread = spread_of(readings[0].attention).cpu().numpy()
     else:
         probability = area = spread = np.zeros(count)
@@ -335,8 +337,8 @@ def _score_chunk(
 
 
 def looked_closer(
-    images: UInt8[Tensor, "batch 3 h w"], probability: Float[ndarray, " batch"], scorer: Scorer, measure: Measure, *,
-    patch: int,
+    images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
+    probability: Float[ndarray, " batch"], scorer: Scorer, measure: Measure, *, patch: int,
 ) -> Float[ndarray, "batch cell"]:  # fmt: skip
     """Panel fractions of the cells; of windows that hold panels, each looked at once more, on its own."""
     assert measure.calibration is not None
@@ -344,15 +346,11 @@ def looked_closer(
     patches = images.shape[2] // patch * (images.shape[3] // patch)
     fraction = np.zeros((len(images), patches * cells.fine**2), np.float32)
     for place in np.flatnonzero(probability >= measure.threshold).tolist():
-        look = look_at(scorer, images[place], patch=patch, zoom=cells.zoom, outputs=bool(cells.layer))
+        look = look_at(
+            scorer, images[place], patch=patch, zoom=cells.zoom, outputs=bool(cells.layer), valid=valid.get(place)
+        )
         fraction[place] = cells.fraction(look).ravel()
     return fraction
-
-
-def spread_out(share: Float[ndarray, " patch"], shape: tuple[int, int], fine: int, patch: int) -> ndarray:
-    """A figure of each patch, for each of its cells."""
-    grid = share.reshape(shape[0] // patch, shape[1] // patch)
-    return grid.repeat(fine, 0).repeat(fine, 1).ravel()
 
 
 def spread_of(attention: Float[Tensor, "batch head patch"]) -> Float[Tensor, " batch"]:
@@ -364,21 +362,24 @@ def spread_of(attention: Float[Tensor, "batch head patch"]) -> Float[Tensor, " b
 
 def _measured(
     area: Float[ndarray, " batch"], fraction: Float[ndarray, "batch patch"], probability: Float[ndarray, " batch"],
-    cells_m2: Float[ndarray, " batch"], gsd_m: Float[ndarray, " batch"], measure: Measure,
+    ground_m2: Float[ndarray, " batch"], gsd_m: Float[ndarray, " batch"], measure: Measure,
 ) -> tuple[list, list, list]:  # fmt: skip
     """Bounds of each window's area, and the factor that makes areas of its cells; a calibration changes `area` itself.
 
-    Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window: the panels
-    of a survey sum to its windows.
+    Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window, and where
+    there is none, the strongest is raised to it: the panels of a survey sum to its windows.
     """
     if measure.calibration is None:
         ratio = measure.area_ratio
         low, high = ((area * r).tolist() for r in ratio) if ratio else ([None] * len(area), [None] * len(area))
         return low, high, [None] * len(area)
-    area[:] = measure.calibration.area(area, probability.astype(float))
-    drawn = np.where(fraction >= measure.level, fraction, 0).sum(1, dtype=np.float64) * cells_m2
+    area[:], low, high = measure.calibration.measure(area, probability.astype(float), gsd_m, ground_m2)
+    enough = np.nextafter(np.float16(measure.level), np.float16(1))  # in the type in which the ledger keeps fractions
+    kept = fraction.astype(np.float16)
+    faint = np.flatnonzero((area > 0) & (kept < enough).all(1))
+    fraction[faint, fraction[faint].argmax(1)] = kept[faint, kept[faint].argmax(1)] = enough
+    drawn = np.where(kept >= measure.level, kept, 0).mean(1, dtype=np.float64) * ground_m2
     factor = np.divide(area, drawn, out=np.ones(len(area)), where=drawn > 0)
-    low, high = measure.calibration.interval(area, gsd_m, cells_m2 * fraction.shape[1])
     return low.tolist(), high.tolist(), factor.tolist()
 
 
@@ -394,7 +395,7 @@ def doubts_of(
         reasons.append("ground size out of range")
     if calibration is not None and calibration.fit.presence(probability) < 0.5:
         reasons.append("low probability")
-    if spread > DIFFUSE:
+    if spread > DIFFUSE and source.layout.x.cells * source.layout.y.cells >= POINTS * measure.fine**2:
         reasons.append("diffuse attention")
     drawn = fraction.reshape(source.layout.y.cells, source.layout.x.cells) >= measure.level
     box = source.layout.box(index)
@@ -404,11 +405,11 @@ def doubts_of(
     )  # fmt: skip
     if any(at_edge and line.any() for at_edge, line in edges):
         reasons.append("cut by the image's edge")
-    return "; ".join(reasons) or None
+    return REASONS.join(reasons) or None
 
 
-def _cell_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " batch"]:
-    """Ground area of a cell of each window, taken at the window's centre."""
+def _window_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " batch"]:
+    """Ground area of each window."""
     areas = np.empty(len(windows))
     start = 0
     while start < len(windows):
@@ -416,10 +417,6 @@ def _cell_areas(windows: list[tuple[PlannedSource, int]]) -> Float[ndarray, " ba
         end = start
         while end < len(windows) and windows[end][0] is source:
             end += 1
-        indices = np.array([index for _, index in windows[start:end]])
-        x, y = source.layout.x, source.layout.y
-        row, col = np.divmod(indices, len(x.starts))
-        pixel = source.ground.pixel_m2(x.starts[col] + x.window / 2, y.starts[row] + y.window / 2)
-        areas[start:end] = pixel * x.cell * y.cell
+        areas[start:end] = source.windows_m2(np.array([index for _, index in windows[start:end]]))
         start = end
     return areas
