@@ -232,7 +232,6 @@ def calibrate(
 def _calibrate(
     seen: Seen, *, zoom: int, from_masks: bool, model: str = "", threshold: float = 0.0, region: str = "", seed: int
 ) -> Calibration:
-    found = np.array([known is not None for known in seen.known])
     outside: dict[bool, list[ndarray | None]] = {refine: [None] * len(seen) for refine in (False, True)}
     areas = {refine: np.zeros(len(seen)) for refine in (False, True)}
     for fold in _folds(seen, seed):
@@ -256,14 +255,18 @@ def _calibrate(
     # How far single areas are off is asked of the folds.  What a sum lacks is asked of the fit that surveys will use:
     # with few places, one that misses some of them may be off by much more.
     ratio = float(seen.true_m2.sum() / made.area(windows.area_m2, windows.probability).sum())
-    apart, place, noise = sums(areas[refine], seen.true_m2, seen.place)
+    outcome = areas[refine]
+    measured = outcome > 0  # not all finds: their cells may come to nothing
+    if not measured.any():
+        raise InputError("no area was measured in any window with masks, so there is nothing to calibrate")
+    apart, place, noise = sums(outcome, seen.true_m2, seen.place)
     held = seen.true_m2[present] if present.any() else np.zeros(1)
     return Calibration(
         model=model, threshold=threshold, region=region, windows=len(seen), places=len(np.unique(seen.place)),
         gsd_m=(float(seen.gsd_m.min()), float(seen.gsd_m.max())),
         sizes_m2=(float(held.min()), float(held.max())), cells=cells, fit=made,
-        bins=bins_of(areas[refine][found], seen.true_m2[found], seen.gsd_m[found]),
-        missed_m2=float(np.quantile(seen.true_m2[~found], 0.95, method="higher")) if not found.all() else 0.0,
+        bins=bins_of(outcome[measured], seen.true_m2[measured], seen.gsd_m[measured]),
+        missed_m2=float(np.quantile(seen.true_m2[~measured], 0.95, method="higher")) if not measured.all() else 0.0,
         ratio=ratio, place=place / apart * ratio, noise=noise, audit=audit(seen.found),
     )  # fmt: skip
 
