@@ -1,0 +1,227 @@
+"""What a survey is asked and what it answers, in figures and in words."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from negah.solar.calibration import Calibration
+from negah.solar.ledger import Ledger
+from negah.solar.outputs import Drawn
+from negah.solar.pictures import MAPS
+from negah.solar.plan import Failure, Plan
+from negah.solar.power import Power
+from negah.solar.survey import Measure
+
+OUTLINES = 5000  # panels that an overview draws, the largest
+LISTED = 20  # most notes of one kind
+TO_LABEL = (
+    "{path} names {count:,} windows to label: fill in true_m2, and give the same command again with --labels instead "
+    "of --label-next."
+)
+LABELLED = (
+    "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator): its "
+    "range holds for this region, whatever the model's errors. Panels and files are as measured."
+)
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments of a survey.
+
+    gsd: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
+    threshold: probability from which a window has panels; None takes that of the calibration, or the model's own.
+    aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: module area of one kW; None takes that
+    of `year`, or one figure for all years.  tilt: see `negah.solar.power`.
+    label_next: how many windows to draw for labelling.  labels: what came of it, see `negah.solar.sampling`.
+    precision: "auto" takes bfloat16 where the hardware multiplies it natively.
+    overwrite: discard what an earlier survey left in the folder.  calibration: file of `negah calibrate`.
+    """
+
+    gsd: float | None = None
+    overlap: float = 0.0
+    threshold: float | None = None
+    aoi: Path | None = None
+    parcels: Path | None = None
+    m2_per_kw: float | None = None
+    year: int | None = None
+    tilt: str = "none"
+    label_next: int | None = None
+    labels: Path | None = None
+    precision: Precision = "auto"
+    overwrite: bool = False
+    calibration: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a survey found.  Areas in m2; `rests_on` says where area_low and area_high come from."""
+
+    out: Path
+    report: Path
+    sources: int
+    failed_sources: int
+    windows: dict[str, int]  # by status
+    windows_with_panels: int
+    panels: int
+    area_m2: float
+    area_low: float | None
+    area_high: float | None
+    rests_on: str  # where the bounds come from
+    abstained: dict[str, int]  # windows whose area should not be relied on, by reason
+    abstained_share: float  # of the area of all windows
+    kw: float
+    kw_low: float | None
+    kw_high: float | None
+    surveyed_km2: float
+    threshold: float
+    calibration: str | None  # the region that areas were calibrated for
+    continued: bool  # some windows were in the ledger already
+    seconds: float  # spent on the windows, over all the runs that it took
+    windows_per_s: float
+    notes: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every input was read."""
+        return not self.failures
+
+
+def totals(summary: Summary) -> dict[str, str]:
+    """The headline figures, for people, in their order."""
+    s = summary
+    looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
+    bounds, power = s.rests_on, f"{s.kw:,.0f} kW"
+    if s.area_low is not None and s.area_high is not None:
+        bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({s.rests_on})"
+    if s.kw_low is not None and s.kw_high is not None:
+        power += f"\n{s.kw_low:,.0f} to {s.kw_high:,.0f} kW"
+    doubted = {}
+    if s.abstained:
+        counts = "; ".join(f"{reason}: {windows:,} windows" for reason, windows in s.abstained.items())
+        doubted = {"abstained": f"{s.abstained_share:.0%} of the area\n{counts}"}
+    return {
+        "panels": f"{s.panels:,}",
+        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
+        **doubted,
+        "power": power,
+        "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
+        "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
+        "images": f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part",
+    }
+
+
+def summary_dict(summary: Summary) -> dict:
+    """The summary as plain values, for machines."""
+    return {"status": "complete" if summary.complete else "some inputs failed", **plain(asdict(summary))}
+
+
+def not_looked_at(summary: Summary) -> list[str]:
+    texts = {
+        "nodata": "windows hold no data",
+        "failed": "windows could not be read",
+        "outside-aoi": "windows lie outside the area of interest",
+    }
+    return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
+
+
+def audit_texts(calibration: Calibration | None) -> dict[str, Any]:
+    """What the report says of the heads, where a calibration knows."""
+    if calibration is None or calibration.audit is None:
+        return {}
+    seen = calibration.audit
+    lead = (
+        f"On {seen.windows:,} windows with masks of panels, which cover {seen.covered:.0%} of them: a head whose "
+        "strongest patch or attention is no more often on panels than that is no map of them."
+    )
+    heads = {
+        head.name: f"points at a panel in {head.pointing:.0%} of the windows, IoU {head.iou:.2f}, {head.inside:.0%} of "
+        "its weight on panels" + ("" if head.sink is None else f", {head.sink:.0%} on nothing")
+        for head in seen.heads
+    }
+    return {"audit": heads, "audit_lead": lead}
+
+
+def how_bounded(measure: Measure) -> str:
+    """What the bounds of the total rest on, in words."""
+    if measure.calibration is not None:
+        return f"90 %, calibrated: {measure.calibration.region or 'unnamed'}"
+    return "a first estimate" if measure.area_ratio else "a first estimate, never compared with true areas"
+
+
+def notes_of(
+    plan: Plan, ledger: Ledger, measure: Measure, options: Options, power: Power, drawn: Mapping[int, Drawn]
+) -> list[str]:
+    calibration, area_ratio = measure.calibration, measure.area_ratio
+    if calibration:
+        trust = [
+            f"Areas are calibrated on {calibration.windows:,} windows of {calibration.places:,} places with masks "
+            f"(region: {calibration.region or 'unnamed'}): 90 % of the true areas of single windows lie between "
+            "area_low and area_high, if these images are like those.",
+            "The total's range is that of the sum: errors of single windows even out in it, those of a whole place do "
+            "not. It holds for one more place like those that the masks come from. It is corrected for what they say "
+            "was missed, so it is not the sum of the panels.",
+        ]
+        if calibration.places == 1:
+            trust.append("All masks are of one place: how far the total of another place is off is not known.")
+        if apart := [s for s in plan.sources if not calibration.covers(s.gsd_m)]:
+            low, high = calibration.gsd_m
+            trust.append(
+                f"{len(apart):,} of the images have pixels of another size than the {low:.3g} to {high:.3g} m that the "
+                f"calibration was made on (first: {apart[0].name}, {apart[0].gsd_m:.3g} m): it may not hold for them."
+            )
+        largest = calibration.sizes_m2[1]
+        if larger := sum((window.area_m2 or 0) > largest for window in ledger.windows()):
+            trust.append(
+                f"{larger:,} windows hold more than {largest:,.0f} m², the most that any did on which the calibration "
+                "was made: it may not hold for them."
+            )
+    elif area_ratio:
+        trust = [
+            "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: "
+            f"nine in ten true areas lay between {area_ratio[0]:g} and {area_ratio[1]:g} times the figure given on the "
+            "tiles that these factors were fitted on, and elsewhere that is unchecked.",
+            "The total's range applies the same factors to the sum, as if all errors went the same way.",
+        ]
+    else:
+        trust = [
+            "Areas are a first estimate from the detector's attention and evidence, and this detector's were never "
+            "compared with true ones: they may be several times too large or too small, and no range is given.",
+        ]
+    notes = [
+        *trust,
+        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel; areas of windows in tiles.csv "
+        "count all cells of the window, those of overlapping windows more than once.",
+        f"Power is module area divided by {power.m2_per_kw:.3g} m² per kW. Tilt: {power.tilt.words}.",
+    ]
+    crs = {source.crs for source in plan.sources}
+    bare = sum(source.crs is None for source in plan.sources)
+    if bare:
+        what = "No image has" if crs == {None} else f"{bare:,} of the images lack"
+        notes.append(
+            f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file "
+            "is made of them."
+        )
+    if len(crs - {None}) > 1:
+        notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")
+    if options.aoi:
+        notes.append(
+            "Panels, and the ground that was surveyed, are cut off at the area of interest; windows that reach over "
+            "its edge are given whole in tiles.csv and the heat map."
+        )
+    if any(len(some.outlines) == OUTLINES for some in drawn.values()):
+        notes.append(f"Maps in the report show the {OUTLINES:,} largest panels; panels.* hold all.")
+    if len(drawn) > MAPS:
+        notes.append(f"Maps of the {MAPS} images with most panels are shown; those of all others are in heatmaps/.")
+    said = [note for source in plan.sources for note in source.notes]
+    notes += said[:LISTED]
+    if len(said) > LISTED:
+        notes.append(f"... and {len(said) - LISTED:,} more notes of this kind; tiles.csv gives every window's status.")
+    return notes
+
+
+def plain(values: dict) -> dict:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
