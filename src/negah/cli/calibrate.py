@@ -34,6 +34,10 @@ class Calibrate(show.Verb):
     """What the region is called; the survey's report repeats it."""
     model: Annotated[str, arg(metavar="NAME")] = "negah/aerial-tiny"
     """Detector: a bundled name or a .safetensors file."""
+    backbone: Annotated[str | None, arg(metavar="NAME")] = None
+    """Calibrate this backbone with --head, not --model."""
+    head: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Head trained on --backbone by `negah probe train`."""
     gsd: Annotated[float | None, arg(metavar="M")] = None
     """Metres per pixel, for pictures that do not say."""
     threshold: Annotated[float | None, arg(metavar="P")] = None
@@ -49,16 +53,17 @@ class Calibrate(show.Verb):
 
     def run(self) -> int:
         """Calibrate, then print how far the areas are off before and after."""
-        from negah.probe import load
         from negah.runs.calibrate import calibrate
         from negah.runs.record import compute_device
+        from negah.runs.survey import detector_of
 
-        detector = load(self.model).to(compute_device())
+        detector = detector_of(self.model, backbone=self.backbone, head=self.head).to(compute_device())
+        given = {"backbone": self.backbone, "head": str(self.head)} if self.head else {"model": self.model}
         with show.progress(quiet=self.json) as bar:
             result = calibrate(
                 self.masks, self.out, detector, region=self.region, gsd=self.gsd, threshold=self.threshold,
-                zoom=self.zoom, from_masks=self.evidence == "masks", distance_m=self.distance,
-                seed=self.seed, given={"model": self.model}, progress=show.stages(bar),
+                zoom=self.zoom, from_masks=self.evidence == "masks", distance_m=self.distance, seed=self.seed,
+                given=given, progress=show.stages(bar),
             )  # fmt: skip
         if self.json:
             show.as_json(result)
@@ -74,7 +79,7 @@ class Calibrate(show.Verb):
                     ("inside the 90 % interval", f"{seen.coverage:.0%}", f"median width {seen.width:.0%} of the area"),
                     ("made for", f"{low:.3g} to {high:.3g} m per pixel", made.region),
                 ],
-                title="Calibration, of places that took no part in it",
+                title=f"Calibration, of {'places' if made.places > 1 else 'windows'} that took no part in it",
             )
             if made.audit is not None:
                 show.table(
