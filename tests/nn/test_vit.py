@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from negah.nn import vit
 from negah.nn.vit import Block, ViT, attend
 
 SMALL = {"patch": 4, "dim": 32, "depth": 3, "heads": 4, "grid": (6, 6)}
@@ -196,3 +197,15 @@ def test_attention_written_out_for_bf16_training_on_a_cpu_is_the_fused_one():
     torch.testing.assert_close(attend(q, k, v).double(), exact, rtol=0, atol=0.02)  # a few units of bfloat16
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), other.double(), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("queries, most", [(50, 2**23), (1, 2**23), (50, 1)])
+def test_attention_in_bfloat16_is_that_of_float32(monkeypatch, queries, most):
+    monkeypatch.setattr(vit, "WRITTEN_OUT", most)
+    q, k, v = (torch.randn(2, 3, n, 64, generator=torch.Generator().manual_seed(n)) for n in (queries, 50, 51))
+    v = v[:, :, :50]
+    exact = attend(q, k, v)
+    with torch.inference_mode():
+        rounded = attend(*(x.bfloat16() for x in (q, k, v)))
+    assert rounded.shape == exact.shape and rounded.dtype == torch.bfloat16
+    assert torch.allclose(rounded.float(), exact, atol=0.03)

@@ -27,6 +27,7 @@ FeedForward = Literal["mlp", "swiglu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+WRITTEN_OUT = 2**23  # most attention weights that `attend` writes out: 16 MB
 
 
 class Tokens(NamedTuple):
@@ -264,11 +265,19 @@ def attend(
 ) -> Float[Tensor, "batch head query width"]:
     """softmax(q k^T / sqrt(d)) v, fused.
 
-    Written out where bfloat16 is trained on a CPU: the backward pass of PyTorch's fused kernel takes several times as
-    long there as plain matrix products, which keep the weights of all pairs in memory instead.
+    Written out for bfloat16 on a CPU, where PyTorch's fused kernel takes two to three times as long as plain matrix
+    products, and its backward pass longer still.  These keep the weights of all pairs in memory, so without gradients
+    only as many as WRITTEN_OUT; they round them to bfloat16, which moves probabilities about as far as the rest does.
     """
-    if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if q.requires_grad:
+            return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
+        batch, heads, queries, width = q.shape
+        if batch * heads * queries * k.shape[2] <= WRITTEN_OUT:
+            q, k, v = (x.reshape(batch * heads, -1, width) for x in (q, k, v))
+            none = q.new_zeros(1, 1, 1)  # a product that is scaled as it is written
+            scores = torch.baddbmm(none, q, k.transpose(1, 2), beta=0, alpha=width**-0.5)
+            return torch.bmm(scores.softmax(-1), v).unflatten(0, (batch, heads))
     return F.scaled_dot_product_attention(q, k, v)
 
 
