@@ -32,7 +32,7 @@ from negah.solar.calibration import PRESENT_M2, held_out
 from negah.solar.footprint import footprint
 
 SIZES_M = (0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2)
-SIDE_M, SCENES, SEED, THRESHOLD, REPEATS = 31.2, 150, 700_000, 0.5, 3
+SIDE_M, SCENES, SEED, THRESHOLD, REPEATS = 31.2, 100, 700_000, 0.5, 3
 TILE_M = 25.6  # side of a Jiangsu tile
 PICTURE = Path(__file__).resolve().parent.parent / "docs/img/area-gsd.svg"
 

@@ -4,7 +4,8 @@
 
 Tiles of 0.1 m with masks (PV01), as they are and shrunk to 0.3 m.  Two kinds of detector:
 
-labels_only          the recipe of negah/aerial-tiny without any real mask (`LABELS_ONLY`): Duke labels, generated
+labels_only          the recipe of negah/aerial-tiny without any real mask (`LABELS_ONLY`, then
+                     `LABELS_ONLY_LARGE` with drawn arrays as large as those on halls): Duke labels, generated
                      scenes, drawn panels, and of Jiangsu cuts only whether they show panels.  Trained twice, each time
                      on one half of the places, calibrated on the masks of that half, and asked about the other, of
                      which it knows nothing; the threshold is 0.5, chosen by nothing.
@@ -42,6 +43,7 @@ from negah.probe.splits import location_groups
 from negah.runs.aerial.recipe import LABELS_ONLY, LABELS_ONLY_LARGE, first_stage, second_stage
 from negah.runs.aerial.tiles import Elsewhere, cuts, duke, jiangsu, joined, only_labels, with_panels
 from negah.runs.calibrate import Pair, compare
+from negah.solar.area import overlap
 from negah.solar.baselines import lost, min_max, token_cut
 from negah.solar.calibration import PRESENT_M2, HeldOut, Seen, calibrate, held_out, measured
 from negah.solar.footprint import footprint
@@ -220,7 +222,8 @@ def plain(seen: Seen, fractions: list[np.ndarray]) -> dict:
                 continue
             rows, cols = (np.arange(n) * fraction.shape[a] // n for a, n in enumerate(mask.shape))
             said = fraction[rows][:, cols] >= level
-            both, either = both + mask[said].sum() * m2, either + (said.sum() + mask[~said].sum()) * m2
+            inside, joint = overlap(said, mask)
+            both, either = both + inside * m2, either + joint * m2
         best = max(best, both / either)
     return counts(seen) | {
         "iou": float(best),

@@ -217,6 +217,8 @@ def survey(
                 "figures in": fingerprint["precision"],
                 "window": f"{info.window_px} px of {info.gsd_m:g} m, overlap {options.overlap:g}",
                 "threshold": f"{threshold:g}",
+                **({"calibration": str(options.calibration)} if options.calibration else {}),
+                **({"labels": str(options.labels)} if options.labels else {}),
                 **power.words(),
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }

@@ -155,6 +155,7 @@ def how_bounded(measure: Measure) -> str:
 def notes_of(
     plan: Plan, ledger: Ledger, measure: Measure, options: Options, power: Power, drawn: Mapping[int, Drawn]
 ) -> list[str]:
+    """What the reader of a report has to know, most important first."""
     calibration, area_ratio = measure.calibration, measure.area_ratio
     if calibration:
         trust = [
@@ -224,4 +225,5 @@ def notes_of(
 
 
 def plain(values: dict) -> dict:
+    """As JSON takes it."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}

@@ -7,10 +7,10 @@ h of the CLS query, n patches,
     logit f_j = bias + scale e_j + sum_h heads_h log(n a_hj)
 
 is the panel fraction; n a_hj is 1 where a patch gets its even share, so the odds of panel are evidence times attention,
-each to a power.  The fraction times the ground area of a cell, summed, is m2: zero where no panel was found, never
-dependent on other windows.  `bias` is a threshold, `scale` an inverse temperature, `heads` says which heads are worth
-listening to: all are fitted on masks by logistic regression with fractions as targets, with a pull towards (0, 1, 0),
-the head as it was trained from image labels.
+each to a power.  The fraction times the ground area of a cell, summed, is m2: zero where no panel was found.  `bias` is
+a threshold, `scale` an inverse temperature, `heads` says which heads are worth listening to: all are fitted on masks by
+logistic regression with fractions as targets, with a pull towards (0, 1, 0), the head as it was trained from image
+labels.
 
     evidence from masks (a named option)    logit f_jk = w_k . y_j + b_k,    k = 1..4
 
@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num, Real, UInt8
+from jaxtyping import Bool, Float, Num, Real, UInt8
 from numpy import ndarray
 from scipy import ndimage
 from scipy.optimize import minimize
@@ -208,11 +208,15 @@ class Level(NamedTuple):
     iou: float
 
 
+def overlap(said: Bool[ndarray, "*cell"], true: Float[ndarray, "*cell"]) -> tuple[float, float]:
+    """Intersection and union, in cells, of an outline with a mask; what is half panel counts as half."""
+    return float(true[said].sum()), float(said.sum() + true[~said].sum())
+
+
 def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> Level:
     """The level at which outlines overlap most with the masks, and the intersection over union there (pooled)."""
     said, true = (np.concatenate([f.ravel() for f in maps]) for maps in (fractions, [k.fraction for k in known]))
-    # fractions of a cell, not yes or no: what is half panel counts as half
-    ious = [true[said >= t].sum() / max((said >= t).sum() + true[said < t].sum(), 1e-9) for t in LEVELS]
+    ious = [both / max(either, 1e-9) for both, either in (overlap(said >= t, true) for t in LEVELS)]
     return Level(float(LEVELS[int(np.argmax(ious))]), float(max(ious)))
 
 

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 from scipy.special import expit
 
-from negah.solar.area import Known
+from negah.solar.area import Known, overlap, shrunk
 
 SINK = 5.0  # times the even share
 ON_PANEL = 0.25  # of a patch that is panel
@@ -46,7 +44,7 @@ class Audit(NamedTuple):
 
 def audit(known: Sequence[Known]) -> Audit | None:
     """Each head, then the evidence, on windows that hold panels; None where there are none."""
-    truths = [patches(k.fraction) for k in known]
+    truths = [shrunk(k.fraction, *k.look.evidence.shape) for k in known]
     held = [(k.look, t) for k, t in zip(known, truths, strict=True) if (t >= ON_PANEL).any()]
     if not held:
         return None
@@ -60,16 +58,9 @@ def audit(known: Sequence[Known]) -> Audit | None:
     return Audit(len(held), float(np.mean([t.mean() for _, t in held])), tuple(heads))
 
 
-def patches(fraction: Float[ndarray, "row2 col2"]) -> Float[ndarray, "row col"]:
-    """From half patches to patches."""
-    rows, cols = fraction.shape
-    return fraction.reshape(rows // 2, 2, cols // 2, 2).mean((1, 3))
-
-
 def _head(name: str, maps: list, said: list, truths: list, even: list | None) -> Head:
     pointing = np.mean([t.flat[int(np.argmax(m))] >= ON_PANEL for m, t in zip(maps, truths, strict=True)])
-    both = sum(t[s].sum() for s, t in zip(said, truths, strict=True))
-    either = sum(s.sum() + t[~s].sum() for s, t in zip(said, truths, strict=True))
+    both, either = np.sum([overlap(s, t) for s, t in zip(said, truths, strict=True)], axis=0)
     inside = np.mean([(m * t).sum() / max(m.sum(), 1e-9) for m, t in zip(maps, truths, strict=True)])
     sink = None
     if even is not None:

@@ -45,7 +45,7 @@ from scipy.special import expit, logit, stdtrit
 
 from negah.errors import InputError
 from negah.probe.splits import grouped_folds
-from negah.solar.area import Cells, Known, best_level, fit_cells
+from negah.solar.area import Cells, Known, best_level, fit_cells, overlap
 from negah.solar.audit import Audit, Head, audit
 
 FORMAT = 2
@@ -256,8 +256,8 @@ def _calibrate(
     # with few places, one that misses some of them may be off by much more.
     ratio = float(seen.true_m2.sum() / made.area(windows.area_m2, windows.probability).sum())
     outcome = areas[refine]
-    measured = outcome > 0  # not all finds: their cells may come to nothing
-    if not measured.any():
+    some = outcome > 0  # not all finds: their cells may come to nothing
+    if not some.any():
         raise InputError("no area was measured in any window with masks, so there is nothing to calibrate")
     apart, place, noise = sums(outcome, seen.true_m2, seen.place)
     held = seen.true_m2[present] if present.any() else np.zeros(1)
@@ -265,8 +265,8 @@ def _calibrate(
         model=model, threshold=threshold, region=region, windows=len(seen), places=len(np.unique(seen.place)),
         gsd_m=(float(seen.gsd_m.min()), float(seen.gsd_m.max())),
         sizes_m2=(float(held.min()), float(held.max())), cells=cells, fit=made,
-        bins=bins_of(outcome[measured], seen.true_m2[measured], seen.gsd_m[measured]),
-        missed_m2=float(np.quantile(seen.true_m2[~measured], 0.95, method="higher")) if not measured.all() else 0.0,
+        bins=bins_of(outcome[some], seen.true_m2[some], seen.gsd_m[some]),
+        missed_m2=float(np.quantile(seen.true_m2[~some], 0.95, method="higher")) if not some.all() else 0.0,
         ratio=ratio, place=place / apart * ratio, noise=noise, audit=audit(seen.found),
     )  # fmt: skip
 
@@ -395,9 +395,7 @@ def measured(made: Calibration, seen: Seen) -> HeldOut:
     both, either = np.zeros(len(seen)), seen.true_m2.copy()
     for k, (fraction, known, m2) in enumerate(zip(fractions, seen.known, seen.cell_m2, strict=True)):
         if fraction is not None and known is not None:
-            said = fraction >= made.cells.level
-            both[k] = known.fraction[said].sum() * m2
-            either[k] = (said.sum() + known.fraction[~said].sum()) * m2
+            both[k], either[k] = m2 * np.array(overlap(fraction >= made.cells.level, known.fraction))
     return HeldOut(area, low, high, made.ratio * area, both, either)
 
 

@@ -285,7 +285,7 @@ def generated(count: int, *, work: Path, seed: int = 0) -> Tiles:
 class Elsewhere:
     """The sources that hold no tile of the target region, loaded once."""
 
-    masked: Tiles | None
+    masked: Tiles | None  # None where no real mask may be learned from
     background: Tiles
     drawn: Tiles  # panels drawn onto the background
     generated: Tiles
