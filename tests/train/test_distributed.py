@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from negah import ranks
 from negah.errors import OutputError, TrainingError
-from negah.train import Batches, Objective, distributed, fit
+from negah.train import Batches, Objective, fit
 from negah.train.callbacks import Callback
 
 
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     found = {"plain": train(), "accumulated": train(accumulate=2)}
     # A measurement that differs between the processes must not make their callbacks disagree.
-    found["scored"] = train(scores={"rank": lambda: float(distributed.rank())}, score_every=3)
+    found["scored"] = train(scores={"rank": lambda: float(ranks.rank())}, score_every=3)
     try:
         fit(Quadratic(), Batches(items(spoilt=9), 8, seed=4), steps=6, lr=0.1)
     except TrainingError as error:
@@ -69,7 +70,7 @@ def main(folder: Path) -> None:
         train(out=folder / "in the way" / "run")
     except OutputError as error:
         found["unwritable"] = str(error)
-    torch.save(found, folder / f"{distributed.rank()}.pt")
+    torch.save(found, folder / f"{ranks.rank()}.pt")
     torch.distributed.barrier()  # both leave together: gloo may abort a process whose peer is gone first
 
 

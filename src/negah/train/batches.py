@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from negah import ranks
 from negah.errors import InputError
-from negah.train import distributed
 
 
 @runtime_checkable
@@ -74,7 +74,7 @@ class Batches:
 
     def start(self, at: int) -> Iterator[Any]:
         """Endless batches, the first of them number `at`."""
-        rank, world = distributed.rank(), distributed.world()
+        rank, world = ranks.rank(), ranks.world()
         if self.batch_size % world:
             raise InputError(f"batch_size {self.batch_size} is not a multiple of the {world} processes")
         return iter(

@@ -4,8 +4,8 @@ import copy
 from pathlib import Path
 from typing import Any, Literal
 
+from negah import ranks
 from negah.errors import InputError, TrainingError
-from negah.train import distributed
 from negah.train.run import Run
 
 Better = Literal["higher", "lower"]
@@ -72,7 +72,7 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it is asked for
         except ImportError as error:
             raise InputError("TensorBoard is not installed: pip install tensorboard") from error
-        self.writer = SummaryWriter(str(folder)) if distributed.rank() == 0 else None
+        self.writer = SummaryWriter(str(folder)) if ranks.rank() == 0 else None
         self.written = {"history": 0, "scores": 0}
 
     def after_step(self, run: Run) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from negah import ranks
 from negah.errors import InputError, OutputError
-from negah.train import distributed
 from negah.train.callbacks import Callback
 from negah.train.run import Run
 
@@ -63,9 +63,9 @@ def restore_rng(states: dict[str, torch.Tensor], device: torch.device) -> None:
 
 def save_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callback], where: torch.device) -> None:
     """Write a checkpoint from process 0; if that fails, all processes stop."""
-    generators = distributed.gather(rng_state(where))
+    generators = ranks.gather(rng_state(where))
     failure = None
-    if distributed.rank() == 0:
+    if ranks.rank() == 0:
         state = {name: getattr(run, name) for name in _PLAIN} | {
             "settings": settings,
             "objective": run.objective.state_dict(),
@@ -77,7 +77,7 @@ def save_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callback]
             save(state, path)
         except OutputError as error:
             failure = error
-    failure = distributed.gather(failure)[0]
+    failure = ranks.gather(failure)[0]
     if failure:
         raise failure
 
@@ -100,8 +100,8 @@ def continue_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callb
         raise OutputError(f"{path} is from another objective, optimiser or set of callbacks: {reason}") from error
     for name in _PLAIN:
         setattr(run, name, state[name])
-    if distributed.rank() < len(state["generators"]):  # a process that was not there before keeps its fresh seed
-        restore_rng(state["generators"][distributed.rank()], where)
+    if ranks.rank() < len(state["generators"]):  # a process that was not there before keeps its fresh seed
+        restore_rng(state["generators"][ranks.rank()], where)
 
 
 def _flush_folder(folder: Path) -> None:

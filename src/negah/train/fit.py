@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from negah import ranks
 from negah.errors import TrainingError
-from negah.train import checkpoint, distributed
+from negah.train import checkpoint
 from negah.train.batches import BatchSource, Repeated
 from negah.train.callbacks import Callback
 from negah.train.interrupt import Interrupts
@@ -99,20 +100,20 @@ def fit(
     settings |= {"callbacks": ", ".join(type(callback).__name__ for callback in callbacks), **source.settings()}
     path = Path(out) / "checkpoint.pt" if out is not None else None
 
-    distributed.join()
+    ranks.join()
     where = torch.device(device) if device is not None else next(objective.parameters()).device
     objective.to(where)
     run = Run(objective, optimizer(groups), steps)
     run.optimizer.zero_grad()
     autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
     with (
-        randomness(where, seed + distributed.rank()),
+        randomness(where, seed + ranks.rank()),
         mode(objective, training=True),
         Interrupts(path) as interrupts,
     ):
         if path and resume and path.exists():
             checkpoint.continue_run(run, path, settings, callbacks, where)
-        model = DistributedDataParallel(objective) if distributed.world() > 1 else objective
+        model = DistributedDataParallel(objective) if ranks.world() > 1 else objective
         stream = source.start(run.step * accumulate)
         with progress_bar(run) as show:
             while run.step < steps and not run.stop:
@@ -186,7 +187,7 @@ def _clip(optimizer: Optimizer, clip: float | None) -> Tensor:
 def _agree(entries: dict[str, Tensor], interrupted: bool) -> tuple[Row, bool]:
     """Mean of each entry over the processes, and whether any of them was told to stop; one wait for the device."""
     values = [*entries.values(), entries["loss"].new_tensor(float(interrupted))]
-    *means, told = distributed.mean(torch.stack(values)).tolist()
+    *means, told = ranks.mean(torch.stack(values)).tolist()
     return dict(zip(entries, means)), told > 0
 
 
@@ -218,4 +219,4 @@ def _measure(run: Run, scores: Mapping[str, Callable[[], float]], where: torch.d
     """All scores now; process 0's values, so that callbacks on all processes decide alike."""
     with randomness(where, run.step), mode(run.objective, training=False), torch.no_grad():
         values = {name: float(score()) for name, score in scores.items()}
-    return {"step": run.step} | distributed.gather(values)[0]
+    return {"step": run.step} | ranks.gather(values)[0]

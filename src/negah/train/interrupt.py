@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from negah.train import distributed
+from negah import ranks
 
 
 class Interrupts:
@@ -42,7 +42,7 @@ class Interrupts:
         line = f"{name}: stopped after step {step} of {steps}, saved in {self.path}; the same call continues from there"
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(line)
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             print(line, file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM)
 

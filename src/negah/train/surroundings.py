@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from negah.train import distributed
+from negah import ranks
 from negah.train.run import Run
 
 
@@ -51,7 +51,7 @@ def progress_bar(run: Run) -> Iterator[Callable[[float], None]]:
     """A bar with loss and remaining time, on a terminal and on process 0 only."""
     console = Console(stderr=True)
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4g}"))
-    hidden = not console.is_terminal or distributed.rank() > 0
+    hidden = not console.is_terminal or ranks.rank() > 0
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
         task = bar.add_task("training", total=run.steps, completed=run.step, loss=float("nan"))
         yield lambda loss: bar.update(task, completed=run.step, loss=loss)
