@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 from negah import ranks
 from negah.errors import OutputError, TrainingError
 from negah.train import Batches, Objective, fit
 from negah.train.callbacks import Callback
+from negah.train.ema import EMA
 
 
 class Quadratic(Objective):
@@ -27,6 +28,26 @@ class Quadratic(Objective):
     def forward(self, batch) -> dict[str, Tensor]:
         x, y = batch
         return {"loss": (self.net(x).squeeze(-1) - y).square().mean()}
+
+
+class Blocks(Objective):
+    """A network of blocks, and the moving average of it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(2))
+        self.last = nn.Linear(3, 1)
+        self.average = EMA(self.last, 0.9)
+
+    def forward(self, batch) -> dict[str, Tensor]:
+        x, y = batch
+        for block in self.blocks:
+            x = block(x)
+        return {"loss": (self.last(x).squeeze(-1) - y).square().mean()}
+
+    def after_step(self, progress: float) -> None:
+        self.average.update(self.last, progress)
 
 
 class CrashAfter(Callback):
@@ -52,6 +73,13 @@ def train(**options):
     return {"weights": list(objective.parameters()), "history": result.history, "scores": result.scores}
 
 
+def train_blocks(folder: Path, **options) -> dict[str, Tensor]:
+    """Six steps of `Blocks`; the weights are those of the checkpoint, which are whole."""
+    settings = {"steps": 6, "lr": 0.1, "optimizer": partial(AdamW, weight_decay=0.1), "clip": 0.5, "accumulate": 2}
+    fit(Blocks(), Batches(items(), 8, seed=4), out=folder, checkpoint_every=3, **(settings | options))
+    return torch.load(folder / "checkpoint.pt")["objective"]
+
+
 def main(folder: Path) -> None:
     """What each process does."""
     torch.set_num_threads(1)
@@ -70,8 +98,14 @@ def main(folder: Path) -> None:
         train(out=folder / "in the way" / "run")
     except OutputError as error:
         found["unwritable"] = str(error)
+    train_blocks(folder / "sharded", shard=True)
+    try:
+        train_blocks(folder / "half", shard=True, callbacks=[CrashAfter(4)])
+    except RuntimeError:
+        pass
     torch.save(found, folder / f"{ranks.rank()}.pt")
     torch.distributed.barrier()  # both leave together: gloo may abort a process whose peer is gone first
+    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_under_torchrun_equal_one(tmp_path):
@@ -91,6 +125,12 @@ def test_two_processes_under_torchrun_equal_one(tmp_path):
     assert (
         first["scored"]["scores"] == second["scored"]["scores"] == [{"step": 3, "rank": 0.0}, {"step": 6, "rank": 0.0}]
     )
+
+    alone = train_blocks(tmp_path / "alone")
+    sharded = torch.load(tmp_path / "sharded" / "checkpoint.pt")["objective"]
+    torch.testing.assert_close(sharded, alone)
+    # A run that two processes began together is ended by one.
+    torch.testing.assert_close(train_blocks(tmp_path / "half", callbacks=[CrashAfter(99)]), alone)
 
     batches = Batches(items(), 8, seed=4)
     bad = next(k for k in range(6) if 9 in batches.indices(k))

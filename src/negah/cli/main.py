@@ -22,6 +22,7 @@ from negah.cli import show
 from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
+from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
 from negah.cli.scene import Scene
 from negah.cli.survey import Survey
@@ -32,6 +33,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "calibrate": Calibrate,
     "probe train": ProbeTrain,
     "probe eval": ProbeEval,
+    "pretrain": Pretrain,
     "export": Export,
     "scene": Scene,
     "doctor": Doctor,

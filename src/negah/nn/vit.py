@@ -10,7 +10,7 @@ An image of h x w pixels becomes (h/p)(w/p) patch tokens behind one CLS token an
 
 Parameter names are those of the torch-hub DINOv2 files, so that layout loads without renaming.  Departures: the model
 owns its normalisation (it eats uint8 or [0, 1]), and stochastic depth leaves dropped rows out of the computation
-instead of multiplying them by zero.
+instead of multiplying them by zero.  How crops of several sizes train together is in `negah.nn.crops`.
 """
 
 import math
@@ -19,8 +19,10 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
+
+from negah.nn import crops as packed_crops
 
 Interpolation = Literal["hub", "size", "size-antialias"]
 FeedForward = Literal["mlp", "swiglu"]
@@ -33,9 +35,10 @@ WRITTEN_OUT = 2**23  # most attention weights that `attend` writes out: 16 MB
 class Tokens(NamedTuple):
     """What a ViT says of a batch, after its last norm."""
 
-    cls: Float[Tensor, "batch dim"]
-    registers: Float[Tensor, "batch register dim"]
-    patches: Float[Tensor, "batch patch dim"]  # row-major over the (h/p) x (w/p) grid
+    # Sizes are left open: `ViT.many` returns several of these, of crops of several sizes.
+    cls: Float[Tensor, "_ dim"]
+    registers: Float[Tensor, "_ _ dim"]  # batch, register
+    patches: Float[Tensor, "_ _ dim"]  # batch, patch: row-major over the (h/p) x (w/p) grid
 
 
 class ViT(nn.Module):
@@ -48,7 +51,7 @@ class ViT(nn.Module):
         registers: number of register tokens.
         grid: patches (rows, columns) that the position embedding was made for; other sizes are interpolated.
         layer_scale: initial gain of each residual branch, or None for no gain.
-        drop_path: highest stochastic-depth rate; block i of d gets drop_path * i / (d - 1).
+        drop_path: stochastic-depth rates of the blocks, or the highest: block i of d gets drop_path * i / (d - 1).
         interpolation: how position embeddings are resized, always bicubic: "hub" (torch-hub without registers: scale
             factor (n + 0.1) / grid), "size" (exact target size: transformers), "size-antialias" (exact target size
             with antialiasing: torch-hub with registers, timm).
@@ -61,7 +64,8 @@ class ViT(nn.Module):
     def __init__(
         self, *, patch: int = 14, dim: int = 384, depth: int = 12, heads: int = 6, mlp_ratio: float = 4.0,
         ffn: FeedForward = "mlp", registers: int = 0, grid: tuple[int, int] = (37, 37),
-        layer_scale: float | None = 1e-5, drop_path: float = 0.0, interpolation: Interpolation = "hub",
+        layer_scale: float | None = 1e-5, drop_path: float | Sequence[float] = 0.0,
+        interpolation: Interpolation = "hub",
         mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
     ):  # fmt: skip
         super().__init__()
@@ -86,9 +90,12 @@ class ViT(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid[0] * grid[1], dim))
-        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        if not isinstance(drop_path, Sequence):
+            drop_path = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        if len(drop_path) != depth or not all(0 <= rate < 1 for rate in drop_path):
+            raise ValueError(f"drop_path needs {depth} rates in [0, 1), one for each block, got {list(drop_path)}")
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio=mlp_ratio, ffn=ffn, layer_scale=layer_scale, drop_path=r) for r in rates
+            Block(dim, heads, mlp_ratio=mlp_ratio, ffn=ffn, layer_scale=layer_scale, drop_path=r) for r in drop_path
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.initialise()
@@ -105,12 +112,32 @@ class ViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Num[Tensor, "batch 3 h w"]) -> Tokens:
-        """Images as uint8, or float in [0, 1]; h and w multiples of the patch (ValueError otherwise)."""
-        x = self.embed(images)
+    def forward(self, images: Num[Tensor, "batch 3 h w"], masks: Bool[Tensor, "batch patch"] | None = None) -> Tokens:
+        """Images as uint8, or float in [0, 1]; h and w multiples of the patch (ValueError otherwise).
+
+        A patch whose `masks` is True is hidden: `mask_token` takes its place, at its position.
+        """
+        x = self.embed(images, masks)
         for block in self.blocks:
             x = block(x)
         return self.split(self.norm(x))
+
+    def many(
+        self,
+        crops: Sequence[Num[Tensor, "_ 3 _ _"]],
+        masks: Sequence[Bool[Tensor, "_ _"] | None] | None = None,
+    ) -> list[Tokens]:
+        """`forward` of each of several batches, of any sizes, in less time and memory, see `negah.nn.crops`."""
+        masks = [None] * len(crops) if masks is None else masks
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for i, images in enumerate(crops):
+            sizes.setdefault((images.shape[-2], images.shape[-1]), []).append(i)
+        order = [i for same in sizes.values() for i in same]
+        embedded = [torch.cat([self.embed(crops[i], masks[i]) for i in same]) for same in sizes.values()]
+        outs = packed_crops.encode(self.blocks, self.norm, embedded)
+        parts = [part for x, same in zip(outs, sizes.values()) for part in x.split([len(crops[i]) for i in same])]
+        found = {i: self.split(part) for i, part in zip(order, parts, strict=True)}
+        return [found[i] for i in range(len(crops))]
 
     def tokens(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch token dim"]:
         """[CLS, patches] after the final norm, without the registers: what a head reads."""
@@ -144,12 +171,16 @@ class ViT(nn.Module):
             raise ValueError(f"layer {layer} does not exist: the model has {self.depth} blocks")
         return layer % self.depth
 
-    def embed(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch token dim"]:
+    def embed(
+        self, images: Num[Tensor, "batch 3 h w"], masks: Bool[Tensor, "batch patch"] | None = None
+    ) -> Float[Tensor, "batch token dim"]:
         """Normalised patches with positions, behind CLS and registers."""
         h, w = images.shape[-2:]
         if h % self.patch or w % self.patch or not h or not w:
             raise ValueError(f"image of {h} x {w} px does not divide into patches of {self.patch} px: pad or resize it")
         x = self.patch_embed(self.normalise(images))
+        if masks is not None:
+            x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         positions = self.positions(h // self.patch, w // self.patch).to(x.dtype)
         # x.shape[0], not len(x): the latter is a plain number, which would freeze the batch size of an exported graph.
         cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
@@ -249,8 +280,12 @@ class SelfAttention(nn.Module):
         return self.mixed(*self.heads_of(x))
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch token dim"]:
-        """What each query collects, back in the width of the tokens."""
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        """What each query collects, mixed over the heads."""
+        return self.proj(self.collect(q, k, v))
+
+    def collect(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch token dim"]:
+        """What each query collects, the heads side by side."""
+        return attend(q, k, v).transpose(1, 2).flatten(2)
 
     def weights(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch head query key"]:
         """softmax(q k^T / sqrt(d)), materialised."""
@@ -290,7 +325,17 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return self.fc2(F.gelu(self.fc1(x.to(self.fc1.weight.dtype))))
+        return self.fc2(self.activation(self.first(x)))
+
+    def first(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch hidden"]:
+        return self.fc1(x.to(self.fc1.weight.dtype))
+
+    def activation(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
+        return F.gelu(hidden)
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.fc2
 
 
 class SwiGLU(nn.Module):
@@ -302,8 +347,18 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        gate, value = self.w12(x.to(self.w12.weight.dtype)).chunk(2, dim=-1)
-        return self.w3(F.silu(gate) * value)
+        return self.w3(self.activation(self.first(x)))
+
+    def first(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch both"]:
+        return self.w12(x.to(self.w12.weight.dtype))
+
+    def activation(self, both: Float[Tensor, "*batch both"]) -> Float[Tensor, "*batch hidden"]:
+        gate, value = both.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.w3
 
 
 def swiglu_width(hidden: int) -> int:

@@ -1,6 +1,8 @@
 """The linear probe: how much of the answer already lies on a straight line in frozen features.
 
-    minimise  sum_i w_i log(1 + exp(-s_i (w . z_i + b))) + l2 / 2 |w|^2,     s_i = +1 or -1, z standardised
+    minimise  sum_i log(1 + exp(-s_i (w . z_i + b))) + l2 / 2 |w|^2,     s_i = +1 or -1, z standardised
+
+and for more than two classes  sum_i -log softmax(W z_i + b)_{y_i} + l2 / 2 |W|^2.
 
 Convex, solved by L-BFGS to its optimum, so the figure says something about the features and nothing about a learning
 rate. `l2` is chosen by the log loss on grouped inner folds of the training samples; the test fold is never looked at.
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray
+from scipy.special import expit, logsumexp, softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -27,18 +30,19 @@ STRENGTHS = (0.1, 1.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4)
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Logistic regression on standardised features: mean, std, weight [d], bias, and the l2 that was chosen."""
+    """Logistic regression on standardised features: mean, std, weight and bias (of each class where there are more
+    than two), and the l2 that was chosen."""
 
     mean: Float[ndarray, " d"]
     std: Float[ndarray, " d"]
-    weight: Float[ndarray, " d"]
-    bias: float
+    weight: Float[ndarray, "*class d"]
+    bias: float | Float[ndarray, " class"]
     l2: float
 
-    def probability(self, features: Float[ndarray, "n d"]) -> Float[ndarray, " n"]:
-        """Probability of the positive class."""
-        logit = ((features - self.mean) / self.std) @ self.weight + self.bias
-        return 0.5 * (1 + np.tanh(logit / 2))  # the sigmoid without overflow
+    def probability(self, features: Float[ndarray, "n d"]) -> Float[ndarray, "n *class"]:
+        """Probability of the positive class; with more than two classes, of each."""
+        logit = ((features - self.mean) / self.std) @ self.weight.T + self.bias
+        return softmax(logit, axis=1) if logit.ndim == 2 else expit(logit)
 
 
 def fit_linear(
@@ -48,16 +52,24 @@ def fit_linear(
     *,
     strengths: Sequence[float] = STRENGTHS,
     inner_folds: int = 4,
+    held_out: int | None = None,
     seed: int = 0,
 ) -> LinearProbe:
     """The probe at the l2 (from `strengths`) of lowest log loss over inner folds that keep `groups` [n] whole.
 
-    labels [n] are 0 or 1. Without groups every sample counts as independent. Where an inner fold cannot be made (a
-    handful of groups), the strongest l2 is taken. Raises InputError on one class only.
+    labels [n] are 0 or 1, or 0 to classes - 1, each of which occurs. Without groups every sample counts as
+    independent. `held_out` is how many of the inner folds are tested on, by default all: 1 is a plain validation set,
+    for many samples. Where an inner fold cannot be made (a handful of groups), the strongest l2 is taken. Raises
+    InputError on one class only, and on labels that leave one out.
     """
     y = np.asarray(labels)
-    if len(np.unique(y)) != 2:
-        raise InputError(f"a linear probe needs samples labelled 0 and samples labelled 1, got only {np.unique(y)}")
+    known = np.unique(y)
+    classes = len(known)
+    if classes < 2 or not np.array_equal(known, np.arange(classes)):
+        few = ", ".join(map(str, known[:9])) + (", ..." if classes > 9 else "")
+        raise InputError(
+            f"a linear probe needs samples labelled 0 and samples labelled 1 (and 2, 3, ... without a gap), got {few}"
+        )
     x = np.asarray(features, dtype=np.float64)
     member = np.arange(len(y)) if groups is None else np.asarray(groups)
     mean, std = x.mean(0), x.std(0)
@@ -68,11 +80,11 @@ def fit_linear(
     loss = np.zeros(len(ordered))
     folds = min(inner_folds, len(np.unique(member)))
     fold = grouped_folds(member, y, folds=folds, seed=seed) if len(ordered) > 1 and folds > 1 else np.zeros(len(y))
-    for held in range(folds if folds > 1 else 0):
+    for held in range(min(folds, held_out or folds) if folds > 1 else 0):
         train, test = fold != held, fold == held
-        if len(np.unique(y[train])) == 2:
+        if len(np.unique(y[train])) == classes:
             for i, (weight, bias) in enumerate(_path(z[train], y[train], ordered)):
-                loss[i] += np.logaddexp(0, np.where(y[test] == 1, -1, 1) * (z[test] @ weight + bias)).sum()
+                loss[i] += _log_loss(z[test] @ weight.T + bias, y[test])
     best = int(np.argmin(loss))
     weight, bias = _path(z, y, ordered[: best + 1])[-1]
     return LinearProbe(mean, std, weight, bias, float(ordered[best]))
@@ -84,7 +96,16 @@ def pooled(tokens: Float[Tensor, "n token d"], *, patches: bool = True) -> Float
     return torch.cat([cls, tokens[:, 1:].float().mean(1)], dim=1) if patches else cls
 
 
-def _path(x: Float[ndarray, "n d"], y: Int[ndarray, " n"], strengths: Sequence[float]) -> list[tuple[ndarray, float]]:
+def _log_loss(logit: Float[ndarray, "n *class"], y: Int[ndarray, " n"]) -> float:
+    """-log probability of the true classes, added up."""
+    if logit.ndim == 1:
+        return float(np.logaddexp(0, np.where(y == 1, -1, 1) * logit).sum())
+    return float((logsumexp(logit, axis=1) - logit[np.arange(len(y)), y]).sum())
+
+
+def _path(
+    x: Float[ndarray, "n d"], y: Int[ndarray, " n"], strengths: Sequence[float]
+) -> list[tuple[Float[ndarray, "*class d"], float | Float[ndarray, " class"]]]:
     """Solutions from strong to weak l2, each started from the one before: most of the way is then already gone."""
     model = LogisticRegression(solver="lbfgs", max_iter=500, tol=1e-4, warm_start=True)
     solutions = []
@@ -93,5 +114,8 @@ def _path(x: Float[ndarray, "n d"], y: Int[ndarray, " n"], strengths: Sequence[f
         warnings.simplefilter("ignore", ConvergenceWarning)
         for l2 in strengths:
             model.set_params(C=1 / l2).fit(x, y)
-            solutions.append((model.coef_[0].copy(), float(np.ravel(model.intercept_)[0])))
+            if len(model.coef_) == 1:
+                solutions.append((model.coef_[0].copy(), float(np.ravel(model.intercept_)[0])))
+            else:
+                solutions.append((model.coef_.copy(), np.array(model.intercept_)))
     return solutions

@@ -13,6 +13,7 @@ import torch
 
 from negah import ranks
 from negah.errors import InputError, OutputError
+from negah.train import shards
 from negah.train.callbacks import Callback
 from negah.train.run import Run
 
@@ -64,12 +65,13 @@ def restore_rng(states: dict[str, torch.Tensor], device: torch.device) -> None:
 def save_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callback], where: torch.device) -> None:
     """Write a checkpoint from process 0; if that fails, all processes stop."""
     generators = ranks.gather(rng_state(where))
+    weights, optimizer = shards.whole(run.objective.state_dict()), shards.whole(run.optimizer.state_dict())
     failure = None
     if ranks.rank() == 0:
         state = {name: getattr(run, name) for name in _PLAIN} | {
             "settings": settings,
-            "objective": run.objective.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
+            "objective": weights,
+            "optimizer": optimizer,
             "callbacks": [callback.state_dict() for callback in callbacks],
             "generators": generators,
         }
@@ -91,8 +93,7 @@ def continue_run(run: Run, path: Path, settings: dict, callbacks: Sequence[Callb
         was = ", ".join(f"{k} {then.get(k)} (now {settings.get(k)})" for k in sorted(differ))
         raise OutputError(f"{path} is from a run with {was}: give another folder, or resume=False to replace it")
     try:
-        run.objective.load_state_dict(state["objective"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        shards.load(run.objective, run.optimizer, state["objective"], state["optimizer"])
         for callback, saved in zip(callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:

@@ -4,7 +4,8 @@
 
 A step is: set the schedules, `before_step`, `accumulate` batches forward and backward, clip, optimiser, `after_step`,
 scores, callbacks, checkpoint.  With `out`, the same call again continues where the run was; on a CPU it ends in the
-same bits as a run that nothing disturbed.  Under torchrun the same script trains on all processes (DDP).
+same bits as a run that nothing disturbed.  Under torchrun the same script trains on all processes: DDP, or FSDP2 with
+`shard`.
 """
 
 import math
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
 from negah import ranks
 from negah.errors import TrainingError
-from negah.train import checkpoint
+from negah.train import checkpoint, shards
 from negah.train.batches import BatchSource, Repeated
 from negah.train.callbacks import Callback
 from negah.train.interrupt import Interrupts
@@ -56,6 +59,7 @@ def fit(
     clip: float | None = None,
     accumulate: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
+    shard: bool = False,
     device: str | torch.device | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -77,6 +81,8 @@ def fit(
         clip: largest gradient norm of each part (see `Objective.param_groups`); None leaves gradients alone.
         accumulate: batches whose gradients are averaged into a step.
         precision: "bf16" runs forward under autocast; parameters, gradients and optimiser stay fp32.
+        shard: spread parameters and optimiser state over the processes (see `train.shards`) instead of keeping a copy
+            on each; the objective stays spread afterwards, and the checkpoint holds it whole.  One process: no effect.
         device: where to train; by default where the objective is.
         seed: of dropout and the like (torch's global generators are restored afterwards).  `Batches` has its own.
         out: folder of `checkpoint.pt`; without one nothing is saved.
@@ -92,6 +98,12 @@ def fit(
         SystemExit(143), KeyboardInterrupt: SIGTERM or Ctrl-C came; with `out`, the step was finished and saved.
     """
     source = batches if isinstance(batches, BatchSource) else Repeated(batches)
+    ranks.join()
+    where = torch.device(device) if device is not None else next(objective.parameters()).device
+    objective.to(where)
+    spread = shard and ranks.world() > 1
+    if spread:
+        shards.apply(objective, bf16=precision == "bf16")  # makes new parameters, so before the groups
     groups = objective.param_groups()
     check_groups(objective, groups)
     inherit = ["weight_decay" not in group for group in groups]
@@ -100,9 +112,6 @@ def fit(
     settings |= {"callbacks": ", ".join(type(callback).__name__ for callback in callbacks), **source.settings()}
     path = Path(out) / "checkpoint.pt" if out is not None else None
 
-    ranks.join()
-    where = torch.device(device) if device is not None else next(objective.parameters()).device
-    objective.to(where)
     run = Run(objective, optimizer(groups), steps)
     run.optimizer.zero_grad()
     autocast = torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
@@ -113,7 +122,7 @@ def fit(
     ):
         if path and resume and path.exists():
             checkpoint.continue_run(run, path, settings, callbacks, where)
-        model = DistributedDataParallel(objective) if ranks.world() > 1 else objective
+        model = objective if spread or ranks.world() == 1 else DistributedDataParallel(objective)
         stream = source.start(run.step * accumulate)
         with progress_bar(run) as show:
             while run.step < steps and not run.stop:
@@ -152,15 +161,19 @@ def fit(
     return FitResult(run.step, run.history, run.scores, run.stop, path)
 
 
-def _gradients(model, stream: Iterator, accumulate: int, autocast, where) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _gradients(
+    model: nn.Module, stream: Iterator, accumulate: int, autocast, where
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Add up the gradients of the mean loss of `accumulate` batches; the losses, and the mean of every entry."""
     losses: list[Tensor] = []
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=where))
     for part in range(accumulate):
         batch = to_device(next(stream), where)
-        # DDP averages the gradients over the processes in the last backward, once for all parts.
-        waits = isinstance(model, DistributedDataParallel) and part < accumulate - 1
-        with model.no_sync() if waits else nullcontext():
+        # Gradients are averaged over the processes in the last backward, once for all parts.
+        waits = part < accumulate - 1
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(not waits)
+        with model.no_sync() if waits and isinstance(model, DistributedDataParallel) else nullcontext():
             with autocast:
                 entries = model(batch)
             if not entries["loss"].requires_grad:
@@ -181,6 +194,7 @@ def _clip(optimizer: Optimizer, clip: float | None) -> Tensor:
     if clip is not None:
         for part, norm in zip(parts.values(), norms):
             torch.nn.utils.clip_grads_with_norm_(part, clip, norm)
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     return torch.stack([norm.float() for norm in norms]).norm()
 
 

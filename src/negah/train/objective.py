@@ -43,6 +43,13 @@ class Objective(nn.Module):
         """
         return decay_matrices_only(self)
 
+    def units(self) -> Iterable[nn.Module]:
+        """Modules, beside the children of ModuleLists, that `fit(shard=True)` spreads over the processes as units.
+
+        What is called outside of `forward`, such as a backbone by a score, must be one.
+        """
+        return ()
+
     def before_step(self, progress: float) -> None:
         """Called before the step's first forward, with progress = step / steps in [0, 1): temperatures, freezing."""
 

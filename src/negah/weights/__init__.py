@@ -1,7 +1,8 @@
-"""Names to weights: where a checkpoint lies, which layout it is written in, and how it becomes a `ViT`."""
+"""Names to weights: where a checkpoint lies, which layout it is written in, how it becomes a `ViT` or a backbone."""
 
+from negah.weights.backbones import backbone, save_backbone
 from negah.weights.files import bundled
 from negah.weights.load import load
 from negah.weights.save import save
 
-__all__ = ["bundled", "load", "save"]
+__all__ = ["backbone", "bundled", "load", "save", "save_backbone"]

@@ -7,7 +7,7 @@ import torch
 
 from negah.errors import WeightsError
 from negah.nn.vit import Interpolation, ViT
-from negah.weights.files import read
+from negah.weights.files import Checkpoint, read
 from negah.weights.layouts import LAYOUTS, Layout, describe, fit, recognise, unwrap
 
 
@@ -35,7 +35,19 @@ def load(
     unexpected or misshapen (all are named).
     """
     checkpoint = read(name_or_path, revision=revision)
+    return vit_of(
+        checkpoint, layout=layout, heads=heads, interpolation=interpolation, drop_path=drop_path, device=device
+    )
+
+
+def vit_of(
+    checkpoint: Checkpoint, *, layout: Layout | None = None, heads: int | None = None,
+    interpolation: Interpolation | None = None, drop_path: float = 0.0, device: torch.device | str = "cpu",
+) -> ViT:  # fmt: skip
+    """The ViT that a checkpoint holds; see `load`."""
     origin = checkpoint.origin
+    if kept := [kind for kind in ("resnet", "timm") if kind in checkpoint.negah]:
+        raise WeightsError(f"{origin} holds a {kept[0]} model, not a ViT: negah.weights.backbone reads it")
     state = unwrap(checkpoint.content, origin)
     config: dict[str, Any]
     if "backbone" in checkpoint.negah:
