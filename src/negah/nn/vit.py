@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-from negah.nn import crops as packed_crops
+from negah.nn import crops as packing
 
 Interpolation = Literal["hub", "size", "size-antialias"]
 FeedForward = Literal["mlp", "swiglu"]
@@ -129,14 +129,16 @@ class ViT(nn.Module):
     ) -> list[Tokens]:
         """`forward` of each of several batches, of any sizes, in less time and memory, see `negah.nn.crops`."""
         masks = [None] * len(crops) if masks is None else masks
-        sizes: dict[tuple[int, int], list[int]] = {}
+        sizes: dict[torch.Size, list[int]] = {}
         for i, images in enumerate(crops):
-            sizes.setdefault((images.shape[-2], images.shape[-1]), []).append(i)
-        order = [i for same in sizes.values() for i in same]
+            sizes.setdefault(images.shape[-2:], []).append(i)
         embedded = [torch.cat([self.embed(crops[i], masks[i]) for i in same]) for same in sizes.values()]
-        outs = packed_crops.encode(self.blocks, self.norm, embedded)
-        parts = [part for x, same in zip(outs, sizes.values()) for part in x.split([len(crops[i]) for i in same])]
-        found = {i: self.split(part) for i, part in zip(order, parts, strict=True)}
+        x, shapes = packing.pack(embedded)
+        for block in self.blocks:
+            x = block(x, shapes)
+        found: dict[int, Tokens] = {}
+        for part, same in zip(packing.unpack(self.norm(x), shapes), sizes.values()):
+            found |= zip(same, map(self.split, part.split([len(crops[i]) for i in same])))
         return [found[i] for i in range(len(crops))]
 
     def tokens(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch token dim"]:
@@ -245,7 +247,10 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = drop_path
 
-    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
+    def forward(self, x: Float[Tensor, "*batch token dim"], packed: Sequence[packing.Shape] | None = None) -> Tensor:
+        """Tokens of crops of one size, or of several `packed` into one list, see `negah.nn.crops`."""
+        if packed is not None:
+            return packing.through(self, x, packed)
         x = self.residual(x, lambda y: self.ls1(self.attn(self.norm1(y))))
         return self.residual(x, lambda y: self.ls2(self.mlp(self.norm2(y))))
 
@@ -325,17 +330,14 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return self.fc2(self.activation(self.first(x)))
-
-    def first(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch hidden"]:
-        return self.fc1(x.to(self.fc1.weight.dtype))
+        return self.fc2(self.activation(self.fc1(x.to(self.fc1.weight.dtype))))
 
     def activation(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
         return F.gelu(hidden)
 
-    @property
-    def last(self) -> nn.Linear:
-        return self.fc2
+    def layers(self) -> tuple[nn.Linear, nn.Linear]:
+        """Before and after the activation."""
+        return self.fc1, self.fc2
 
 
 class SwiGLU(nn.Module):
@@ -347,18 +349,15 @@ class SwiGLU(nn.Module):
         self.w3 = nn.Linear(hidden, dim)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        return self.w3(self.activation(self.first(x)))
-
-    def first(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch both"]:
-        return self.w12(x.to(self.w12.weight.dtype))
+        return self.w3(self.activation(self.w12(x.to(self.w12.weight.dtype))))
 
     def activation(self, both: Float[Tensor, "*batch both"]) -> Float[Tensor, "*batch hidden"]:
         gate, value = both.chunk(2, dim=-1)
         return F.silu(gate) * value
 
-    @property
-    def last(self) -> nn.Linear:
-        return self.w3
+    def layers(self) -> tuple[nn.Linear, nn.Linear]:
+        """Before and after the activation."""
+        return self.w12, self.w3
 
 
 def swiglu_width(hidden: int) -> int:
