@@ -22,6 +22,7 @@ from negah.cli import show
 from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
+from negah.cli.lab import Lab
 from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
 from negah.cli.scene import Scene
@@ -34,6 +35,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "probe train": ProbeTrain,
     "probe eval": ProbeEval,
     "pretrain": Pretrain,
+    "lab": Lab,
     "export": Export,
     "scene": Scene,
     "doctor": Doctor,

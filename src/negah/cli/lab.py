@@ -1,0 +1,64 @@
+"""`negah lab`: experiments that answer questions about methods."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional, arg
+
+from negah.cli import show
+
+
+@dataclass(kw_only=True)
+class Lab(show.Verb):
+    """Answer a question about methods by an experiment, as a page with plots.
+
+    NAME is one of
+        collapse       what keeps BYOL, SimCLR and DINO from saying the same of every picture
+
+    Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
+
+    Example:
+        negah lab collapse --out collapse
+        negah lab dino-byol --data cifar10/train.zip --steps 2000 --seeds 3 --out dino-byol
+    """
+
+    IF_INTERRUPTED: ClassVar[str] = "stopped; the page holds what was done until then"
+
+    name: Positional[Literal["collapse"]]
+    """Which."""
+    out: Path
+    """Folder for index.html, results.json and the plots."""
+    data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
+    """Pictures to train on, a folder for each class (default: generated ones)."""
+    steps: Annotated[int, arg(metavar="N")] = 300
+    """Steps of each run."""
+    seeds: Annotated[int, arg(metavar="N")] = 1
+    """Runs of each setting."""
+    batch: Annotated[int, arg(metavar="N")] = 128
+    """Pictures in a step."""
+
+    def run(self) -> int:
+        """Run the experiment, and print what each plot shows."""
+        import sys
+        from functools import partial
+
+        from negah.errors import InputError
+        from negah.lab import collapse
+        from negah.lab.training import Effort
+
+        for name, value, least in (("steps", self.steps, 10), ("seeds", self.seeds, 1), ("batch", self.batch, 4)):
+            if value < least:
+                raise InputError(f"--{name} {value}: give {least} or more")
+        experiments = {"collapse": collapse.run}
+        effort = Effort(
+            data=self.data, steps=self.steps, seeds=self.seeds, batch=self.batch,
+            say=partial(print, file=sys.stderr, flush=True),
+        )  # fmt: skip
+        page = experiments[self.name](self.out, effort)
+        if self.json:
+            show.as_json({"page": self.out / "index.html", "found": {p.name: p.found for p in page.panels}})
+        else:
+            show.table([(panel.title, panel.found) for panel in page.panels], title=page.title)
+            print(f"page: {self.out / 'index.html'}")
+        return 0

@@ -1,0 +1,1 @@
+"""Experiments that answer questions about methods by measuring them: each trains small networks and writes a page."""

@@ -1,0 +1,202 @@
+"""What the experiments share: pictures with classes, a small network, one short training run and what it measured."""
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from negah.images.pool import Pool, folder_labels
+from negah.images.views import View, Views
+from negah.lab.shapes import shapes
+from negah.nn.backbone import Backbone, ConvBackbone
+from negah.nn.resnet import ResNet
+from negah.probe.evaluate import embed, knn_accuracy
+from negah.ssl.collapse import CollapseDoctor, CollapseWarning
+from negah.train import Batches, Objective, fit
+from negah.train.objective import Groups
+
+SIDE = 32
+TRAIN, TEST = 4000, 1000
+KNOWN = 2000  # training pictures that test pictures are compared with
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much an experiment runs.
+
+    data: a folder or archive of pictures, a folder for each class; empty: generated shapes.  steps: of each run.
+    seeds: runs of each setting.  batch: pictures in a step.
+    """
+
+    data: tuple[str, ...] = ()
+    steps: int = 300
+    seeds: int = 1
+    batch: int = 128
+    say: Say = field(default=print, compare=False, repr=False)
+
+    def settings(self) -> dict[str, Any]:
+        """What a page says of it."""
+        return {
+            "data": ", ".join(self.data) or f"{TRAIN} generated shapes", "steps": self.steps, "seeds": self.seeds,
+            "batch": self.batch,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Labelled pictures to train on (labels are for the measuring alone) and to measure on."""
+
+    train: UInt8[Tensor, "n 3 side side"]
+    train_labels: Int[Tensor, " n"]
+    test: UInt8[Tensor, "m 3 side side"]
+    test_labels: Int[Tensor, " m"]
+
+    @classmethod
+    def of(cls, effort: Effort) -> "Pictures":
+        """Shapes, or a random part of the data, a fifth of it held out.  Raises InputError where it has no classes."""
+        if not effort.data:
+            train, test = shapes(TRAIN, SIDE, seed=0), shapes(TEST, SIDE, seed=1)
+            return cls(train.images, train.labels, test.images, test.labels)
+        pool = Pool([Path(path) for path in effort.data], SIDE)
+        labels, _ = folder_labels(pool.names)
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[: TRAIN + TEST]
+        images, labels = torch.stack([pool[int(i)] for i in order]), labels[order]
+        held = max(1, len(order) * TEST // (TRAIN + TEST))
+        return cls(images[held:], labels[held:], images[:held], labels[:held])
+
+    def knn(self, backbone: nn.Module) -> float:
+        """Share of the test pictures whose class their 20 nearest of the first KNOWN training pictures name."""
+        return knn_accuracy(
+            embed(backbone, self.train), self.train_labels, embed(backbone, self.test), self.test_labels
+        )
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One run.  history: rows of `fit` with the doctor's figures; scores: `step` and each score, before it and on the
+    way; kind: of collapse, that the doctor read last; warning: its line, or ""."""
+
+    label: str
+    seed: int
+    history: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+    kind: str
+    warning: str
+    seconds: float
+
+    def last(self, name: str) -> float:
+        """The last value of a score, or of an entry of the history."""
+        return next(row[name] for row in reversed([*self.history, *self.scores]) if name in row)
+
+
+def small_resnet(seed: int = 0) -> ConvBackbone:
+    """Three stages on maps of 16, 8 and 4 for pictures of 32 px: a few seconds for a hundred steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem="fine"))
+
+
+def small_views(size: int = SIDE, *, low: float = 0.4, high: float = 1.0) -> View:
+    """Crops from a share `low` to `high` of the picture, any turn, and colours that say nothing."""
+    return View(
+        size, scale=(low, high), turns=True, jitter=1.0, brightness=0.6, contrast=0.6, saturation=0.6, hue=0.5, grey=0.3
+    )
+
+
+def learn(
+    make: Callable[[Backbone], Objective],
+    pictures: Pictures,
+    views: Sequence[View],
+    effort: Effort,
+    *,
+    label: str,
+    seed: int = 0,
+    network: Callable[[int], Backbone] = small_resnet,
+    optimizer: Callable[[Groups], Optimizer] = AdamW,
+    weight_decay: float = 1e-4,
+    lr: float = 2e-3,
+    scored: dict[str, Callable[[Any], nn.Module]] | None = None,
+    checks: int = 5,
+) -> Learned:
+    """Train `make(network(seed))` on the pictures' views, and score backbones on the way.
+
+    Args:
+        scored: name of a score to the backbone, of the objective, whose kNN accuracy it is; by default
+            "knn": the student's.
+        checks: scores on the way, at equal distances.
+
+    A run whose loss is no longer finite raises TrainingError, as in `fit`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        objective = make(network(seed))
+    scored = scored or {"knn": lambda objective: objective.backbone}
+    scores = {name: partial(_score, pictures, of, objective) for name, of in scored.items()}
+    first = {"step": 0, **{name: score() for name, score in scores.items()}}
+    doctor = CollapseDoctor()
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)  # to bring collapse about is what some experiments are for
+        done = fit(
+            objective, Batches(pictures.train, effort.batch, seed=seed, collate=Views(tuple(views))),
+            steps=effort.steps, lr=lr, warmup=effort.steps // 10, optimizer=optimizer, weight_decay=weight_decay,
+            seed=seed, callbacks=[doctor], scores=scores,
+            score_every=max(1, effort.steps // checks), log_every=max(1, effort.steps // 60),
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    found = Learned(
+        label, seed, copy.deepcopy(done.history), [first, *map(dict, done.scores)], str(doctor.readings[-1]["kind"]),
+        doctor.warning, seconds,
+    )  # fmt: skip
+    effort.say(f"{label}, seed {seed}: {_told(found)}, {seconds:.0f} s")
+    return found
+
+
+def summary(runs: Sequence[Learned], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each label: over its seeds, the mean of each last value and, of two or more, `NAME ±` its deviation."""
+    rows: list[dict[str, Any]] = []
+    for label in dict.fromkeys(run.label for run in runs):
+        mine = [run for run in runs if run.label == label]
+        row: dict[str, Any] = {"setting": label, "seeds": len(mine)}
+        for name in names:
+            values = [run.last(name) for run in mine]
+            row[name] = mean(values)
+            if len(values) > 1:
+                row[f"{name} ±"] = stdev(values)
+        rows.append(row | {"collapse": ", ".join(sorted({run.kind for run in mine}))})
+    return rows
+
+
+def plot_curves(axis: Any, runs: Sequence[Learned], name: str, *, title: str, floor: float | None = None) -> None:
+    """One line for each label, the mean over its seeds, of an entry of the history or of the scores.
+
+    floor: a horizontal line to read them against.
+    """
+    for label in dict.fromkeys(run.label for run in runs):
+        mine = [run for run in runs if run.label == label]
+        lines = [[(row["step"], row[name]) for row in [*run.scores, *run.history] if name in row] for run in mine]
+        steps = [step for step, _ in lines[0]]
+        axis.plot(steps, [mean(line[i][1] for line in lines) for i in range(len(steps))], label=label)
+    if floor is not None:
+        axis.axhline(floor, color="#999", linewidth=0.8, linestyle="--")
+    axis.set(title=title, xlabel="step")
+
+
+def _score(pictures: Pictures, of: Callable[[Any], nn.Module], objective: Objective) -> float:
+    return pictures.knn(of(objective))
+
+
+def _told(run: Learned) -> str:
+    values = [f"{name} {value:.3f}" for name, value in run.scores[-1].items() if name != "step"]
+    return ", ".join([f"loss {run.last('loss'):.3f}", *values, f"collapse: {run.kind}"])
