@@ -15,8 +15,8 @@ class Pretrain(show.Verb):
 
     METHOD is one of simclr, moco, mocov3, byol, dino, dinov2, each with the recipe of its paper. Reads folders,
     archives, GeoTIFFs (cut into windows) and "scenes:N" (N generated aerial tiles); no GPU is needed to try it. A run
-    that was stopped goes on where it was when the same command is given again. Under torchrun it trains on all
-    processes.
+    that was stopped (Ctrl-C, SIGTERM, a crash) goes on where it was when the same command is given again. Under
+    torchrun it trains on all processes.
 
     Exit status 3: done, but some pictures could not be read.
 
@@ -37,7 +37,7 @@ class Pretrain(show.Verb):
     backbone: Annotated[str, arg(metavar="NAME")]
     """What to train: vit-micro/8, vit-small/14, resnet18, resnet18-cifar, timm/NAME, ..., or a file to go on with."""
     out: Path
-    """Folder for backbone.safetensors, checkpoint.pt, scores.json and run.json."""
+    """Folder for backbone.safetensors, checkpoint.pt, maps, scores.json and run.json."""
     epochs: Annotated[int, arg(metavar="N")] = 100
     """Passes over the pictures."""
     batch: Annotated[int, arg(metavar="N")] = 256
@@ -71,9 +71,9 @@ class Pretrain(show.Verb):
     workers: Annotated[int, arg(metavar="N")] = 0
     """Processes that prepare crops ahead."""
     score: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
-    """Labelled pictures, a folder for each class: kNN on the way and a linear probe at the end, on a fifth of them."""
+    """Labelled pictures, a folder for each class: kNN and a linear probe on a fifth of each, at fixed epochs."""
     score_every: Annotated[int, arg(metavar="N")] = 10
-    """Epochs between scores."""
+    """Epochs between scores, and between maps of what a few pictures look like to the backbone."""
     checkpoint_every: Annotated[int, arg(metavar="N")] = 1
     """Epochs between checkpoints."""
     stop_on_collapse: bool = False
@@ -83,6 +83,9 @@ class Pretrain(show.Verb):
 
     def run(self) -> int:
         """Train, and print what came of it."""
+        import warnings
+
+        from negah import ranks
         from negah.runs.pretrain import Options, pretrain
 
         options = Options(
@@ -92,7 +95,17 @@ class Pretrain(show.Verb):
             workers=self.workers, score=self.score, score_every=self.score_every,
             checkpoint_every=self.checkpoint_every, stop_on_collapse=self.stop_on_collapse, seed=self.seed,
         )  # fmt: skip
-        result = pretrain(self.method, self.data, self.backbone, self.out, options)
+        ranks.join()
+        quiet = self.json or ranks.rank() > 0
+        with warnings.catch_warnings(), show.Bars(quiet=quiet) as bars:
+            warnings.showwarning = lambda message, *_, **__: show.warning(str(message))
+            result = pretrain(
+                self.method, self.data, self.backbone, self.out, options, progress=bars,
+                say=lambda line: None if quiet else show.stderr().print(line),
+            )  # fmt: skip
+        status = 3 if result.failures else 0
+        if ranks.rank() > 0:
+            return status
         if self.json:
             show.as_json(result)
         else:
@@ -108,4 +121,4 @@ class Pretrain(show.Verb):
         if result.duplicates:
             show.warning(f"{result.duplicates} pictures are there twice")
         show.failures([(f"left out {name}", why) for name, why in result.failures], more="more pictures were left out")
-        return 3 if result.failures else 0
+        return status

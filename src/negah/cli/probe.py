@@ -120,35 +120,15 @@ class ProbeEval(Labelled):
         return _report(result, as_json=self.json)
 
 
-class _Bars:
-    """One progress bar per stage, taken down when the stage is done: training draws a bar of its own."""
-
-    def __init__(self, *, quiet: bool):
-        self.quiet = quiet
-        self.stage, self.bar = "", None
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+class _Bars(show.Bars):
+    """Bars, and a line for each fold: they are trainings."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == "folds":  # each of them is a training, with its own bar
-            if not self.quiet and done < total:
-                which = f"fold {done + 1} of {total - 1}" if done < total - 1 else "all folds, for the detector"
-                show.stderr().print(f"training on {which}" if done == total - 1 else f"training for {which}")
-            return
-        if stage != self.stage:
-            self.stage, self.bar = stage, show.progress(quiet=self.quiet)
-            self.task = self.bar.add_task(stage, total=total)
-            self.bar.start()
-        if self.bar is not None:
-            self.bar.update(self.task, completed=done)
-            if done == total:
-                self.bar.stop()
-                self.bar = None
+        if stage != "folds":
+            super().__call__(stage, done, total)
+        elif not self.quiet and done < total:
+            which = f"fold {done + 1} of {total - 1}" if done < total - 1 else "all folds, for the detector"
+            show.stderr().print(f"training on {which}" if done == total - 1 else f"training for {which}")
 
 
 def _report(result: "Result", *, as_json: bool) -> int:

@@ -102,6 +102,35 @@ def stages(bar: Progress) -> Callable[[str, int, int], None]:
     return advance
 
 
+class Bars:
+    """A progress bar for each stage, taken down when it is done: for runs that train, which draws a bar of its own.
+
+    Use: `with Bars() as bars: run(progress=bars)`; it is called with (stage, done, total).
+    """
+
+    def __init__(self, *, quiet: bool):
+        self.quiet = quiet
+        self.stage, self.bar = "", None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self.stage:
+            self.stage, self.bar = stage, progress(quiet=self.quiet)
+            self.task = self.bar.add_task(stage, total=total)
+            self.bar.start()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done)
+            if done == total:
+                self.bar.stop()
+                self.bar = None
+
+
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), title: str = "") -> None:
     """Print rows on stdout; a column whose cells are all numbers is set flush right."""
     body = [list(row) for row in rows]

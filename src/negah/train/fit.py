@@ -34,6 +34,8 @@ from negah.train.run import Row, Run
 from negah.train.schedules import Schedule, cosine, warmed
 from negah.train.surroundings import mode, progress_bar, randomness, to_device
 
+Scores = Mapping[str, Callable[[], float]] | Callable[[], Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -66,7 +68,7 @@ def fit(
     checkpoint_every: int | None = None,
     resume: bool = True,
     callbacks: Sequence[Callback] = (),
-    scores: Mapping[str, Callable[[], float]] | None = None,
+    scores: Scores | None = None,
     score_every: int | None = None,
     log_every: int = 10,
 ) -> FitResult:
@@ -88,7 +90,8 @@ def fit(
         out: folder of `checkpoint.pt`; without one nothing is saved.
         checkpoint_every: steps between checkpoints; one is also saved at the end and on SIGTERM or Ctrl-C.
         resume: continue from the checkpoint in `out`; False starts again and replaces it.
-        scores: named measurements, in evaluation mode, without gradients and with a random state of their own.
+        scores: named measurements, or one function that takes several at once and names them; in evaluation mode,
+            without gradients and with a random state of their own.
         score_every: steps between scores, which are also taken after the last step.
         log_every: steps between rows of the history, each the mean over them.
 
@@ -107,7 +110,7 @@ def fit(
     groups = objective.param_groups()
     check_groups(objective, groups)
     inherit = ["weight_decay" not in group for group in groups]
-    scores, schedule = scores or {}, schedule or cosine()
+    schedule = schedule or cosine()
     settings = {"steps": steps, "lr": lr, "accumulate": accumulate, "precision": precision, "seed": seed}
     settings |= {"callbacks": ", ".join(type(callback).__name__ for callback in callbacks), **source.settings()}
     path = Path(out) / "checkpoint.pt" if out is not None else None
@@ -229,8 +232,9 @@ def _log(row: Row, run: Run, every: int) -> None:
         run.unlogged.clear()
 
 
-def _measure(run: Run, scores: Mapping[str, Callable[[], float]], where: torch.device) -> Row:
+def _measure(run: Run, scores: Scores, where: torch.device) -> Row:
     """All scores now; process 0's values, so that callbacks on all processes decide alike."""
     with randomness(where, run.step), mode(run.objective, training=False), torch.no_grad():
-        values = {name: float(score()) for name, score in scores.items()}
+        found = scores() if callable(scores) else {name: score() for name, score in scores.items()}
+        values = {name: float(value) for name, value in found.items()}
     return {"step": run.step} | ranks.gather(values)[0]
