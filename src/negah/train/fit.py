@@ -125,7 +125,7 @@ def fit(
     ):
         if path and resume and path.exists():
             checkpoint.continue_run(run, path, settings, callbacks, where)
-        model = objective if spread or ranks.world() == 1 else DistributedDataParallel(objective)
+        model = objective if spread or ranks.world() == 1 else _replicated(objective)
         stream = source.start(run.step * accumulate)
         with progress_bar(run) as show:
             while run.step < steps and not run.stop:
@@ -162,6 +162,26 @@ def fit(
         if interrupts.pending:  # it came after the last step
             interrupts.leave(run.step, steps)
     return FitResult(run.step, run.history, run.scores, run.stop, path)
+
+
+class _WithSpare(nn.Module):
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.objective = objective
+        self.spare = nn.Parameter(torch.zeros((), device=next(objective.parameters()).device))
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self.objective(batch)
+
+
+def _replicated(objective: Objective) -> DistributedDataParallel:
+    """A copy on each process, whose gradients are averaged.
+
+    DDP is told to look for parameters without a gradient, as the last layer of a head that is frozen for a while, or a
+    transformer's mask token where nothing is masked.  The spare one is never used, since DDP warns of a search that
+    finds none.
+    """
+    return DistributedDataParallel(_WithSpare(objective), find_unused_parameters=True)
 
 
 def _gradients(
