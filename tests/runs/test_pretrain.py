@@ -1,7 +1,9 @@
 """`pretrain`: each method from pictures to a backbone that loads, and what goes wrong on the way."""
 
 import json
-import warnings
+import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from PIL import Image
 
 from negah.errors import InputError, OutputError
 from negah.runs.pretrain import Options, pretrain
-from negah.ssl.collapse import CollapseWarning
+from negah.runs.watch import Labelled
+from negah.ssl.collapse import CollapseDoctor
+from negah.train import Batches, checkpoint
 from negah.weights import backbone
 
 QUICK = {"epochs": 2, "batch": 8, "size": 32, "locals": 2, "prototypes": 64}
@@ -29,51 +33,105 @@ def folder(tmp_path_factory):
     return root
 
 
+def told_to_stop(monkeypatch, batch: int) -> None:
+    """SIGTERM while a batch, counted from 0, is made: its step is then still finished."""
+    start = Batches.start
+
+    def stopping(self, at):
+        for i, made in enumerate(start(self, at)):
+            if at + i == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield made
+
+    monkeypatch.setattr(Batches, "start", stopping)
+
+
+@pytest.mark.filterwarnings("ignore::negah.ssl.collapse.CollapseWarning")  # six steps learn nothing
 @pytest.mark.parametrize(
     ("method", "net"),
     [("simclr", "resnet10-cifar"), ("moco", "resnet10-cifar"), ("mocov3", "vit-micro/8"), ("byol", "resnet10-cifar"),
-     ("dino", "resnet10-cifar"), ("dino", "vit-micro/8"), ("dinov2", "vit-micro/8")],
+     ("dino", "vit-micro/8"), ("dinov2", "vit-micro/8")],
 )  # fmt: skip
-def test_each_method_makes_a_backbone_that_loads(folder, tmp_path, method, net):
-    options = Options(**QUICK, score=(str(folder),), score_every=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # six steps learn nothing, which the doctor may well say
-        result = pretrain(method, [str(folder)], net, tmp_path, options)
+def test_each_method_makes_a_backbone_and_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
+    folder, tmp_path, monkeypatch, method, net
+):
+    # Checkpoints hold a hundred megabytes: here only when told to stop, and at the end.
+    options = Options(**QUICK, score=(str(folder),), score_every=1, checkpoint_every=9)
+    result = pretrain(method, [str(folder)], net, tmp_path / "whole", options)
+    assert result.steps == 6 and result.tiles == 24 and np.isfinite(result.loss) and result.diagnosis
+    assert [(row["epoch"], row["step"]) for row in result.scores] == [(1, 3), (2, 6)]  # the last one is reported
+    assert all(0 <= row[name] <= 1 for row in result.scores for name in ("knn20", "knn200", "linear"))
     before, after = backbone(net, size=32), backbone(str(result.backbone))
     moved = [not torch.equal(a, b) for a, b in zip(before.state_dict().values(), after.state_dict().values())]
     assert any(moved) and after.width == before.width
-    assert np.isfinite(result.loss) and result.steps == 6 and result.tiles == 24
-    assert [row["step"] for row in result.scores] == [3, 6] and 0 <= result.scores[-1]["linear"] <= 1
-    assert result.diagnosis
-    run = json.loads((tmp_path / "run.json").read_text())
-    assert run["arguments"]["method"] == method and run["versions"] and run["hardware"]
+    run = json.loads((tmp_path / "whole" / "run.json").read_text())
+    assert run["arguments"]["method"] == method and run["versions"] and run["hardware"] and run["finished"]
 
-
-def test_the_same_call_again_goes_on_to_the_same_bits(folder, tmp_path, monkeypatch):
-    from negah.train import batches
-
-    whole = pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path / "whole", Options(**QUICK))
-
-    class Stop(Exception):
-        pass
-
-    start = batches.Batches.start
-
-    def broken(self, at):
-        for i, batch in enumerate(start(self, at)):
-            if i == 4:
-                raise Stop
-            yield batch
-
-    with monkeypatch.context() as patch:
-        patch.setattr(batches.Batches, "start", broken)
-        with pytest.raises(Stop):
-            pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path / "parts", Options(**QUICK))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
+        told_to_stop(patch, 4)
+        pretrain(method, [str(folder)], net, tmp_path / "parts", options)
+    assert caught.value.code == 143
+    assert checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["step"] == 5  # an epoch is three steps
     assert not (tmp_path / "parts" / "backbone.safetensors").exists()
-    parts = pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path / "parts", Options(**QUICK))
-    first, second = backbone(str(whole.backbone)).state_dict(), backbone(str(parts.backbone)).state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert whole.loss == parts.loss
+    told: list[str] = []
+    again = pretrain(method, [str(folder)], net, tmp_path / "parts", options, say=told.append)
+    assert told[0] == f"going on with the run in {tmp_path / 'parts'}"
+    assert replace(again, backbone=result.backbone) == result
+    whole, parts = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert whole["history"] == parts["history"]
+    for a, b in (
+        (whole["objective"], parts["objective"]),
+        (after.state_dict(), backbone(str(again.backbone)).state_dict()),
+    ):
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    for path in (tmp_path / "whole" / "maps").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / "maps" / path.name).read_bytes()
+
+
+def test_maps_scores_and_a_line_at_fixed_epochs(folder, tmp_path):
+    told: list[str] = []
+    options = Options(**(QUICK | {"epochs": 3}), score=(str(folder),), score_every=2)
+    pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path, options, say=told.append)
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["epoch-0002.png", "epoch-0003.png"]
+    with Image.open(tmp_path / "maps" / "epoch-0003.png") as image:
+        assert image.mode == "RGB"
+    assert len(told) == 2 and told[0].startswith("epoch 2 of 3: loss ") and "linear" in told[1]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert [row["epoch"] for row in written["scores"]] == [2, 3] and written["history"]
+
+
+def test_what_is_held_out_is_a_fifth_of_each_class(folder, tmp_path):
+    labelled = Labelled.load([str(folder)], 32, seed=1, progress=lambda *_: None)
+    for label in (0, 1):
+        assert int(labelled.held[labelled.labels == label].sum()) == 2  # of 12
+    assert not torch.equal(labelled.held, Labelled.load([str(folder)], 32, seed=2, progress=lambda *_: None).held)
+
+
+def test_a_run_that_the_doctor_ends_is_scored_where_it_ended(folder, tmp_path, monkeypatch):
+    def end(self, run):
+        CollapseDoctor_after_step(self, run)
+        if run.step == 4:
+            self.readings.append({"step": 4, "kind": "complete"})
+            run.history.append({"step": 4, "loss": 1.0})
+            run.stop = "collapsed"
+
+    CollapseDoctor_after_step = CollapseDoctor.after_step
+    monkeypatch.setattr(CollapseDoctor, "after_step", end)
+    options = Options(**QUICK, score=(str(folder),), score_every=1)
+    result = pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path, options)
+    assert result.stopped == "collapsed" and result.steps == 4
+    assert [row["step"] for row in result.scores] == [3, 4] and result.scores[-1]["linear"] <= 1
+
+
+def test_a_backbone_goes_on_at_a_higher_resolution(folder, tmp_path):
+    first = pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "low", Options(**QUICK))
+    more = Options(**(QUICK | {"size": 48, "epochs": 1}), lr=1e-6)
+    second = pretrain("dinov2", [str(folder)], str(first.backbone), tmp_path / "high", more)
+    low, high = backbone(str(first.backbone)), backbone(str(second.backbone))
+    for a, b in zip(low.parameters(), high.parameters(), strict=True):  # it started from the first, and not anew
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert not torch.equal(low.vit.pos_embed, high.vit.pos_embed)
+    assert high(torch.zeros(1, 3, 48, 48)).shape == (1, high.width)
 
 
 def test_a_damaged_picture_is_left_out_and_told(folder, tmp_path):
@@ -93,6 +151,10 @@ def test_a_damaged_picture_is_left_out_and_told(folder, tmp_path):
         ("byol", "resnet10-cifar", {"drop_path": 0.1}, "for transformers"),
         ("dino", "vit-micro/8", {"local": 12}, "multiple of the backbone's patch"),
         ("dino", "vit-micro/8", {"drop_path": 1.0}, "--drop-path"),
+        ("byol", "resnet10-cifar", {"epochs": 0}, "--epochs 0: give 1 or more"),
+        ("byol", "resnet10-cifar", {"checkpoint_every": 0}, "--checkpoint-every 0"),
+        ("byol", "resnet10-cifar", {"lr": float("nan")}, "--lr nan"),
+        ("byol", "resnet10-cifar", {"seed": -1}, "--seed -1"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(folder, tmp_path, method, net, changes, message):
@@ -102,10 +164,19 @@ def test_what_cannot_be_done_is_said_in_a_line(folder, tmp_path, method, net, ch
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_folder_and_anothers_run_are_refused(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty"):
-        pretrain("byol", [str(tmp_path / "empty")], "resnet10-cifar", tmp_path / "out", Options(**QUICK))
-    pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path / "out", Options(**QUICK))
-    with pytest.raises(OutputError, match="holds another run"):
-        pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path / "out", Options(**QUICK))
+def test_a_folder_that_holds_another_run_is_refused_by_what_differs(folder, tmp_path):
+    pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK))
+    with pytest.raises(
+        OutputError, match=r"holds another run: method byol \(now simclr\), epochs 2 \(now 4\)"
+    ) as caught:
+        pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path, Options(**(QUICK | {"epochs": 4})))
+    assert "\n" not in str(caught.value)
+    done = pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK, workers=1, checkpoint_every=2))
+    assert done.steps == 6
+
+
+def test_a_run_without_a_checkpoint_makes_way(folder, tmp_path):
+    with pytest.raises(InputError, match="fill a batch"):
+        pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**(QUICK | {"batch": 32})))
+    assert (tmp_path / "run.json").exists()
+    assert pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK)).steps == 6

@@ -8,6 +8,7 @@ comes from a generator seeded by (seed, k, rank), for the same reason.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from negah import ranks
 from negah.errors import InputError
+
+NAMED = 16  # items of a batch that a message names
 
 
 @runtime_checkable
@@ -42,7 +45,8 @@ class Batches:
     Under torchrun each process gets its own equal part of every batch.
 
     Args:
-        dataset: has `len` and `dataset[index]`; it is used from worker processes when `workers` > 0.
+        dataset: has `len` and `dataset[index]`; it is used from worker processes when `workers` > 0.  Where it has
+            `names`, one for each item, messages tell them.
         batch_size: items in a batch, over all processes.
         sampler: order of one epoch from a seeded generator, the same number of indices every time; by default a random
             permutation.  `lambda g: torch.multinomial(weights, n, True, generator=g)` balances classes.
@@ -94,10 +98,11 @@ class Batches:
         return [int(self._order(p // self.epoch_size)[p % self.epoch_size]) for p in positions]
 
     def describe(self, number: int) -> str:
-        """The batch's items, at most 64 of them."""
-        items = self.indices(number)
-        more = f" and {len(items) - 64} more, see indices({number})" if len(items) > 64 else ""
-        return f"items {', '.join(map(str, items[:64]))}{more}"
+        """The batch's first items, by name where the data set has `names`."""
+        items, names = self.indices(number), getattr(self.dataset, "names", None)
+        told = map(str, items) if names is None else (str(names[i]) for i in items)
+        more = f" and {len(items) - NAMED} more, see indices({number})" if len(items) > NAMED else ""
+        return f"items {', '.join(islice(told, NAMED))}{more}"
 
     def settings(self) -> dict[str, int]:
         """Size, batch size and seed: with these the same, batch k is the same."""
