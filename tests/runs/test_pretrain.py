@@ -134,6 +134,22 @@ def test_a_backbone_goes_on_at_a_higher_resolution(folder, tmp_path):
     assert high(torch.zeros(1, 3, 48, 48)).shape == (1, high.width)
 
 
+def test_a_small_backbone_is_taught_by_a_finished_run(folder, tmp_path):
+    quick = Options(**(QUICK | {"epochs": 1}), long=True)
+    pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "large", quick)
+    teach = replace(quick, long=False, prototypes=None, distil=str(tmp_path / "large"))
+    result = pretrain("dinov2", [str(folder)], "vit-tiny/8", tmp_path / "small", teach)
+    state, large = (checkpoint.load(tmp_path / name / "checkpoint.pt")["objective"] for name in ("small", "large"))
+    assert len(state["head.last.weight"]) == 64 and backbone(str(result.backbone)).width == 192
+    for name, value in large.items():  # the guide is the large run's teacher, and has not moved
+        if name.startswith("teacher."):
+            assert torch.equal(state[name.replace("teacher.", "guide.", 1)], value)
+    with pytest.raises(InputError, match="--distil is for dinov2, not for dino"):
+        pretrain("dino", [str(folder)], "vit-micro/8", tmp_path / "other", teach)
+    with pytest.raises(InputError, match="there is no finished run"):
+        pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "other", replace(teach, distil=str(tmp_path)))
+
+
 def test_a_damaged_picture_is_left_out_and_told(folder, tmp_path):
     (tmp_path / "in").mkdir()
     for i, path in enumerate(sorted(folder.rglob("*.png"))):

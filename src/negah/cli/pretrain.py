@@ -57,7 +57,9 @@ class Pretrain(show.Verb):
     prototypes: Annotated[int | None, arg(metavar="K")] = None
     """Of dino and dinov2 (default: 2048 to 65536, by the number of pictures)."""
     long: bool = False
-    """The long preset of dinov2: Sinkhorn-Knopp, two heads."""
+    """The long preset of dinov2: Sinkhorn-Knopp, two heads, K 131072."""
+    distil: Annotated[str | None, arg(metavar="FOLDER")] = None
+    """Teach --backbone, a smaller one, what the run of dinov2 in this folder has learnt."""
     queue: Annotated[int | None, arg(metavar="K")] = None
     """Keys that moco remembers (default: up to 65536, half the pictures)."""
     overhead: bool = False
@@ -90,9 +92,9 @@ class Pretrain(show.Verb):
 
         options = Options(
             epochs=self.epochs, batch=self.batch, size=self.size, side=self.side, local=self.local, locals=self.locals,
-            lr=self.lr, drop_path=self.drop_path, prototypes=self.prototypes, long=self.long, queue=self.queue,
-            overhead=self.overhead, accumulate=self.accumulate, precision=self.precision, shard=self.shard,
-            workers=self.workers, score=self.score, score_every=self.score_every,
+            lr=self.lr, drop_path=self.drop_path, prototypes=self.prototypes, long=self.long, distil=self.distil,
+            queue=self.queue, overhead=self.overhead, accumulate=self.accumulate, precision=self.precision,
+            shard=self.shard, workers=self.workers, score=self.score, score_every=self.score_every,
             checkpoint_every=self.checkpoint_every, stop_on_collapse=self.stop_on_collapse, seed=self.seed,
         )  # fmt: skip
         ranks.join()

@@ -1,9 +1,11 @@
 """How each method of `negah pretrain` is trained: objective, views, optimiser and learning rate of its paper."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
@@ -25,9 +27,10 @@ from negah.images.views import (
 from negah.nn.backbone import Backbone, ViTBackbone
 from negah.nn.vit import Block
 from negah.ssl import BYOL, DINO, DINOv2, MoCo, MoCoV3, SimCLR
-from negah.train import Objective
+from negah.train import Objective, checkpoint
 from negah.train.optim import LARS
 from negah.train.schedules import Schedule, cosine
+from negah.weights import backbone
 
 Method = Literal["simclr", "moco", "mocov3", "byol", "dino", "dinov2"]
 SMALL_PX = 64  # up to which pictures take the recipes for CIFAR: no blur, weaker colours
@@ -40,9 +43,10 @@ class Options:
 
     size, local, locals: side of the global and local crops in pixels, and how many local ones.  side: of the tiles they
     are cut from, by default the global crop's.  epochs: passes over the pictures.  batch: pictures in a step, over all
-    processes.  lr: highest learning rate.  prototypes: K of DINO and DINOv2.  long: DINOv2's long preset.  queue: K of
-    MoCo.  overhead: the pictures are seen from above (quarter turns, milder crops).  score: labelled pictures, a folder
-    for each class.  score_every: epochs between scores and maps.  stop_on_collapse: end a run that the doctor gives up.
+    processes.  lr: highest learning rate.  prototypes: K of DINO and DINOv2.  long: DINOv2's long preset.  distil:
+    folder of a dinov2 run that is done, whose teacher is to be learnt from.  queue: K of MoCo.  overhead: the pictures
+    are seen from above (quarter turns, milder crops).  score: labelled pictures, a folder for each class.  score_every:
+    epochs between scores and maps.  stop_on_collapse: end a run that the doctor gives up.
     """
 
     epochs: int = 100
@@ -55,6 +59,7 @@ class Options:
     drop_path: float | None = None
     prototypes: int | None = None
     long: bool = False
+    distil: str | None = None
     queue: int | None = None
     overhead: bool = False
     accumulate: int = 1
@@ -131,10 +136,15 @@ def recipe_of(method: Method, net: Backbone, size: int, local: int, tiles: int, 
         )
     else:
         assert isinstance(net, ViTBackbone)  # `fitted` refuses others
-        build = DINOv2.long if options.long else DINOv2.short
-        changes = {} if options.long and options.prototypes is None else {"prototypes": prototypes}
+        if options.distil is not None:
+            objective = DINOv2.distil(net, _guide(Path(options.distil)))
+        else:
+            build = DINOv2.long if options.long else DINOv2.short
+            objective = build(
+                net, **({} if options.long and options.prototypes is None else {"prototypes": prototypes})
+            )
         found = Recipe(
-            build(net, **changes), dinov2(size, **crops), adamw, 4e-3 * math.sqrt(batch / 1024), cosine(0.04, 0.4),
+            objective, dinov2(size, **crops), adamw, 4e-3 * math.sqrt(batch / 1024), cosine(0.04, 0.4),
             clip=3,
         )  # fmt: skip
     if isinstance(net, ViTBackbone) and found.optimizer is lars:
@@ -150,7 +160,12 @@ def fitted(net: Backbone, method: Method, options: Options) -> tuple[int, int]:
     """
     if method == "dinov2" and not isinstance(net, ViTBackbone):
         raise InputError("dinov2 hides patches from a vision transformer: give a --backbone such as vit-small/14")
-    _drop_paths(net, method, options.drop_path)
+    if options.distil is not None:
+        if method != "dinov2":
+            raise InputError(f"--distil is for dinov2, not for {method}")
+        if options.long or options.prototypes is not None:
+            raise InputError("--distil takes heads and prototypes from that run: leave out --long and --prototypes")
+    _drop_paths(net, "distil" if options.distil is not None else method, options.drop_path)
     patch = net.vit.patch if isinstance(net, ViTBackbone) else 1
     own = net.vit.grid[0] * patch if isinstance(net, ViTBackbone) else 224
     size = options.size or own
@@ -166,7 +181,27 @@ def seen_by(objective: nn.Module) -> nn.Module:
     return objective.get_submodule("teacher.model.0" if isinstance(objective, DINO | DINOv2) else "backbone")
 
 
-def _drop_paths(net: Backbone, method: Method, rate: float | None) -> None:
+def _guide(run: Path) -> DINOv2:
+    """The objective of a dinov2 run that is done, as it was at its end."""
+    files = [run / name for name in ("run.json", "backbone.safetensors", "checkpoint.pt")]
+    if not all(file.is_file() for file in files):
+        raise InputError(f"--distil {run}: there is no finished run, {', '.join(file.name for file in files)}")
+    try:
+        arguments = json.loads(files[0].read_text(encoding="utf-8"))["arguments"]
+        method, long = arguments["method"], arguments["long"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--distil: {files[0]} is not that of a pretraining ({error})") from error
+    if method != "dinov2":
+        raise InputError(f"--distil {run}: that is a run of {method}, and only dinov2 can be distilled")
+    state = checkpoint.load(files[2])["objective"]
+    net = backbone(files[1])
+    assert isinstance(net, ViTBackbone)
+    made = (DINOv2.long if long else DINOv2.short)(net, prototypes=len(state["head.last.weight"]))
+    made.load_state_dict({name: value for name, value in state.items() if not name.startswith("guide.")})
+    return made
+
+
+def _drop_paths(net: Backbone, method: str, rate: float | None) -> None:
     """Set stochastic depth: DINOv2's is the same in all blocks, that of the others rises from 0 in the first."""
     if rate is not None and not 0 <= rate < 1:
         raise InputError(f"--drop-path {rate}: give a share from 0 to below 1")
