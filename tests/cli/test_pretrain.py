@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -141,10 +142,10 @@ def test_nan_in_a_raster_is_no_data(tmp_path, capsys):
     ("more", "told"),
     [
         (["--batch", "1"], "give --batch 2 or more"),
-        (["--batch", "64"], "only 24 pictures to fill a batch of 64: give --batch 24 or less"),
+        (["--batch", "64"], "24 pictures do not fill a batch of 64: give --batch 24 or less"),
         (["--data", "{tmp}/empty"], "no pictures in"),
         (["--data", "{tmp}/absent"], "cannot be read: No such file"),
-        (["--data", "{tmp}/one"], "only 1 pictures to fill a batch of 8: one alone is not enough"),
+        (["--data", "{tmp}/one"], "one picture is not enough to learn from"),
         (["--score", "{tmp}/one"], "labels need a folder for each class"),
         (["--score", "{tmp}/two"], "one picture of cat only"),
         (["--backbone", "resnet99"], "there is no backbone resnet99"),
@@ -197,6 +198,23 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_goes_on(folder, undist
     assert cli.main(words(folder, tmp_path)) == 0
     assert same(weights(tmp_path), weights(undisturbed))
     assert (tmp_path / "backbone.safetensors").read_bytes() == (undisturbed / "backbone.safetensors").read_bytes()
+
+
+def test_a_signal_to_the_whole_group_does_not_take_the_workers_first(folder, tmp_path):
+    """As a batch system and a terminal send it."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "negah", *words(folder, tmp_path, "--workers", "1", "--accumulate", "2", epochs=400)],
+        stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        waited = time.monotonic() + 300
+        while not (tmp_path / "checkpoint.pt").exists() and time.monotonic() < waited:
+            time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGTERM)
+        _, err = run.communicate(timeout=300)
+    finally:
+        run.kill()
+    assert run.returncode == 143 and "SIGTERM: stopped after step" in err and "worker" not in err
 
 
 def test_kill_9_while_saving_leaves_the_last_checkpoint_to_go_on_from(folder, undisturbed, tmp_path):

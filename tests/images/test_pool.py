@@ -130,6 +130,16 @@ def test_one_corrupt_picture_is_left_out_and_remembered(tmp_path):
     assert torch.equal(pool[5], tile(picture(8)))
 
 
+def test_one_corrupt_picture_among_ten_thousand_is_the_one_that_is_named(tmp_path):
+    content = encoded(1, 4, 4)
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for i in range(10_000):
+            archive.writestr(f"{i:05}.png", content[:60] if i == 7777 else content)
+    pool = Pool([tmp_path], 4)
+    assert len(pool) == 9999 and [Path(name).name for name, _ in pool.failures] == ["07777.png"]
+    assert torch.equal(pool[7777], tile(picture(1, 4, 4)))
+
+
 def test_a_raster_that_breaks_off_gives_the_windows_before(tmp_path):
     path = write_tiff(tmp_path / "town.tif", picture(0, 128, 64), tiled=True, blockxsize=32, blockysize=32)
     path.write_bytes(path.read_bytes()[:-9000])

@@ -107,6 +107,12 @@ def test_what_is_held_out_is_a_fifth_of_each_class(folder, tmp_path):
     assert not torch.equal(labelled.held, Labelled.load([str(folder)], 32, seed=2, progress=lambda *_: None).held)
 
 
+def test_a_batch_of_two_trains_and_says_that_nothing_can_be_told(folder, tmp_path):
+    result = pretrain("mocov3", [str(folder)], "vit-micro/16", tmp_path, Options(**(QUICK | {"batch": 2, "epochs": 1})))
+    assert np.isfinite(result.loss) and result.steps == 12
+    assert result.diagnosis == "nothing can be told from fewer than 4 pictures in a batch"
+
+
 def test_a_run_that_the_doctor_ends_is_scored_where_it_ended(folder, tmp_path, monkeypatch):
     def end(self, run):
         CollapseDoctor_after_step(self, run)
@@ -192,7 +198,7 @@ def test_a_folder_that_holds_another_run_is_refused_by_what_differs(folder, tmp_
 
 
 def test_a_run_without_a_checkpoint_makes_way(folder, tmp_path):
-    with pytest.raises(InputError, match="fill a batch"):
+    with pytest.raises(InputError, match="do not fill a batch"):
         pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**(QUICK | {"batch": 32})))
     assert (tmp_path / "run.json").exists()
     assert pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK)).steps == 6

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from negah.errors import InputError
 from negah.train import Batches
@@ -60,3 +61,30 @@ def test_what_cannot_make_a_batch_is_refused():
 
 def test_an_iterable_is_gone_through_again_and_again():
     assert list(islice(Repeated([0, 1, 2]).start(4), 4)) == [1, 2, 0, 1]
+
+
+class Spoilt:
+    """Four items with names, of which the third cannot be read."""
+
+    names = ("a.png", "b.png", "c.png", "d.png")
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 2:
+            raise InputError("c.png cannot be read: it is gone")
+        return torch.tensor(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_item_that_cannot_be_read_is_an_error_of_one_line_wherever_it_is_read(workers):
+    with pytest.raises(InputError) as caught:
+        list(islice(Batches(Spoilt(), 2, workers=workers).start(0), 2))
+    assert str(caught.value) == "c.png cannot be read: it is gone"
+
+
+def test_a_batch_is_described_by_the_names_of_its_items():
+    batches = Batches(Spoilt(), 2)
+    assert batches.describe(0) == "items " + ", ".join(Spoilt.names[i] for i in batches.indices(0))
+    assert Batches(range(99), 20).describe(0).endswith(" and 4 more, see indices(0)")

@@ -121,6 +121,6 @@ class Pretrain(show.Verb):
         if result.stopped:
             show.warning(result.stopped)
         if result.duplicates:
-            show.warning(f"{result.duplicates} pictures are there twice")
+            show.warning(f"pictures that are there twice: {result.duplicates}")
         show.failures([(f"left out {name}", why) for name, why in result.failures], more="more pictures were left out")
         return status

@@ -24,6 +24,7 @@ from negah.runs.recipes import Method, Options, fitted, recipe_of, seen_by
 from negah.runs.record import compute_device, hardware, versions
 from negah.runs.watch import Labelled, Say, Watch, dated, few_of, learnt_by, on_first
 from negah.ssl.collapse import CollapseDoctor
+from negah.ssl.figures import FEWEST
 from negah.train import Batches, FitResult, fit
 from negah.weights import backbone as backbone_named
 from negah.weights import save_backbone
@@ -78,10 +79,11 @@ def pretrain(
     record = on_first(lambda: _claim(out, record, say))
 
     pool = Pool(list(data), options.side or size, progress=progress)
+    if len(pool) < 2:
+        raise InputError(f"one picture is not enough to learn from: {data[0]} holds no other")
     if len(pool) < options.batch:
         raise InputError(
-            f"there are only {len(pool)} pictures to fill a batch of {options.batch}: "
-            + (f"give --batch {len(pool)} or less" if len(pool) > 1 else "one alone is not enough to learn from")
+            f"{len(pool)} pictures do not fill a batch of {options.batch}: give --batch {len(pool)} or less"
         )
     labelled = Labelled.load(options.score, size, seed=options.seed, progress=progress) if options.score else None
     epoch = max(1, round(len(pool) / (options.batch * options.accumulate)))
@@ -123,9 +125,11 @@ def pretrain(
 def _said(reading: dict[str, Any]) -> str:
     """What the doctor read last, in a line; it has not lasted, or there would be a warning."""
     names = {"embedding_std": "spread", "effective_rank": "effective rank", "teacher_entropy": "teacher entropy"}
+    if not names.keys() & reading.keys():
+        return f"nothing can be told from fewer than {FEWEST} pictures in a batch"
     figures = [f"{label} {reading[name]:.3g}" for name, label in names.items() if name in reading]
     kind = "no collapse" if reading["kind"] == "none" else f"no lasting collapse, but at the end {reading['kind']}"
-    return ": ".join(part for part in (kind, ", ".join(figures)) if part)
+    return f"{kind}: {', '.join(figures)}"
 
 
 def _claim(out: Path, record: dict[str, Any], say: Say) -> dict[str, Any]:

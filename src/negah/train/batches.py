@@ -6,6 +6,7 @@ and continuing a run in the middle of an epoch is only a matter of counting.  Ra
 comes from a generator seeded by (seed, k, rank), for the same reason.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import lru_cache
 from itertools import islice
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from negah import ranks
-from negah.errors import InputError
+from negah.errors import InputError, NegahError
 
 NAMED = 16  # items of a batch that a message names
 
@@ -81,15 +82,17 @@ class Batches:
         rank, world = ranks.rank(), ranks.world()
         if self.batch_size % world:
             raise InputError(f"batch_size {self.batch_size} is not a multiple of the {world} processes")
-        return iter(
+        return map(
+            _raised,
             DataLoader(
                 _ByNumber(self.dataset, self.collate, self.seed, rank),
                 sampler=_Numbers(self, at, rank, world),
                 batch_size=None,
                 num_workers=self.workers,
+                worker_init_fn=_stay,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # its own: by default the loader draws a seed from the global one
-            )
+            ),
         )
 
     def indices(self, number: int) -> list[int]:
@@ -165,7 +168,22 @@ class _ByNumber(Dataset):
 
     def __getitem__(self, key: tuple[int, list[int]]) -> Any:
         number, indices = key
-        return self.collate([self.dataset[i] for i in indices], _generator(self.seed, number, self.rank))
+        try:
+            return self.collate([self.dataset[i] for i in indices], _generator(self.seed, number, self.rank))
+        except NegahError as error:  # raised by `_raised`: the loader would make a worker's whole traceback its message
+            return error
+
+
+def _raised(batch: Any) -> Any:
+    if isinstance(batch, NegahError):
+        raise batch
+    return batch
+
+
+def _stay(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach all processes of a group: the main one decides, and still needs its batches to do so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _generator(*words: int) -> torch.Generator:
