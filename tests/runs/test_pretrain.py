@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from negah.errors import InputError, OutputError
+from negah.runs import recipes
 from negah.runs.pretrain import Options, pretrain
 from negah.runs.watch import Labelled
 from negah.ssl.collapse import CollapseDoctor
@@ -31,6 +33,13 @@ def folder(tmp_path_factory):
             pixels = np.clip(np.array(colour) + rng.normal(0, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
     return root
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """Heads a hundredth as large: their checkpoints would hold hundreds of megabytes."""
+    for name in ("BYOL", "MoCoV3"):
+        monkeypatch.setattr(recipes, name, partial(getattr(recipes, name), hidden=64))
 
 
 def told_to_stop(monkeypatch, batch: int) -> None:
@@ -55,7 +64,7 @@ def told_to_stop(monkeypatch, batch: int) -> None:
 def test_each_method_makes_a_backbone_and_goes_on_in_the_middle_of_an_epoch_to_the_same_bits(
     folder, tmp_path, monkeypatch, method, net
 ):
-    # Checkpoints hold a hundred megabytes: here only when told to stop, and at the end.
+    # Checkpoints are large: here only when told to stop, and at the end.
     options = Options(**QUICK, score=(str(folder),), score_every=1, checkpoint_every=9)
     result = pretrain(method, [str(folder)], net, tmp_path / "whole", options)
     assert result.steps == 6 and result.tiles == 24 and np.isfinite(result.loss) and result.diagnosis

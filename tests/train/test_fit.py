@@ -186,6 +186,18 @@ def test_scores_are_taken_in_evaluation_and_leave_the_training_as_it_was():
     assert torch.equal(weights(scored), weights(plain))
 
 
+def test_one_function_may_take_several_scores_at_once():
+    objective = Regression()
+
+    def both() -> dict[str, float]:
+        assert not objective.training
+        return {"norm": float(objective.linear.weight.norm()), "zero": 0.0}
+
+    result = fit(objective, Batches(problem(), 8), steps=4, lr=0.1, scores=both, score_every=2)
+    assert [row.keys() for row in result.scores] == [{"step", "norm", "zero"}] * 2
+    assert result.scores[-1]["norm"] == pytest.approx(float(objective.linear.weight.detach().norm()))
+
+
 def test_batches_in_dicts_and_named_tuples_reach_the_objective():
     class FromDict(Regression):
         def forward(self, batch):

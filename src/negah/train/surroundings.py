@@ -50,8 +50,8 @@ def mode(objective: nn.Module, training: bool) -> Iterator[None]:
 def progress_bar(run: Run) -> Iterator[Callable[[float], None]]:
     """A bar with loss and remaining time, on a terminal and on process 0 only."""
     console = Console(stderr=True)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4g}"))
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
     hidden = not console.is_terminal or ranks.rank() > 0
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
-        task = bar.add_task("training", total=run.steps, completed=run.step, loss=float("nan"))
-        yield lambda loss: bar.update(task, completed=run.step, loss=loss)
+        task = bar.add_task("training", total=run.steps, completed=run.step, told="")
+        yield lambda loss: bar.update(task, completed=run.step, told=f"loss {loss:.4g}")
