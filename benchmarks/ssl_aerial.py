@@ -78,7 +78,7 @@ class Effort:
     scenes: int = 160
     recipe: Options = RECIPE
     head_epochs: int = 6
-    steps: int = 150  # of a detector
+    steps: int = 80  # of a detector
 
 
 SMALL = Effort(most=40, scenes=40, recipe=replace(RECIPE, epochs=1), head_epochs=1, steps=2)
