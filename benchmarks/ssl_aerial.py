@@ -101,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/ssl_aerial"), help="where finished parts are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--table-only", action="store_true", help="leave the detectors of the second part out")
     parser.add_argument("--small", action="store_true", help="a few tiles and steps; no result is written")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,15 +119,16 @@ def main() -> None:
         for name, found in backbones(work, pool, effort.recipe, seed).items():
             once(work / f"{name}-{seed}.npz", partial(judged, found, labelled, name, seed, effort.head_epochs))
     statistics = once(work / "image_statistics.npz", partial(by_statistics, labelled))
-    found = backbones(work, pool, effort.recipe, seeds[0])
-    detectors = {
-        name: once(work / f"detector-{name}.npz", partial(detected, found[name], tiles, data, effort.steps))
-        for name in (BUNDLED, WARM)
-    }
-    detectors[AS_IT_IS] = predictions(load("negah/aerial-tiny"), tiles, data)
     names = ["fresh", *METHODS, *(f"{name}_student" for name in TAUGHT), BUNDLED, WARM]
     runs = {name: [dict(np.load(work / f"{name}-{seed}.npz")) for seed in seeds] for name in names}
-    rows = [*table(runs | {"image_statistics": [statistics]}, labelled), *detector_rows(detectors, tiles)]
+    rows = table(runs | {"image_statistics": [statistics]}, labelled)
+    detectors = {AS_IT_IS: predictions(load("negah/aerial-tiny"), tiles, data)}
+    if not args.table_only:
+        found = backbones(work, pool, effort.recipe, seeds[0])
+        for name in (BUNDLED, WARM):
+            part = work / f"detector-{name}.npz"
+            detectors[name] = once(part, partial(detected, found[name], tiles, data, effort.steps))
+    rows += detector_rows(detectors, tiles)
     for row in rows:
         print(json.dumps(row))
     if args.small:
