@@ -24,6 +24,8 @@ The second part asks whether DINOv2 makes negah/aerial-tiny better: the bundled 
 or not, gets a new head, and both are trained for a few steps on what the recipe's second stage learns from, without
 its teacher.  Tested as the bundled model is, on Duke fold 4 and on the Jiangsu cuts that the recipe keeps aside.
 Nothing here was chosen by a figure of a test fold.
+
+The headline is of the linear probe, which is solved to its optimum; the mean gains of the others stand beside it.
 """
 
 import argparse
@@ -64,7 +66,9 @@ TAUGHT: tuple[Method, ...] = ("dino", "dinov2")  # judged by their teacher
 BUNDLED, WARM = "aerial_tiny", "dinov2_from_aerial_tiny"
 AS_IT_IS = f"{BUNDLED}_as_it_is"
 FOLDS, KEPT_ASIDE = 5, 80
-CLAIM = "AUC of panels on Duke tiles of a head on frozen DINOv2 features, learned in minutes from a small pool"
+CLAIM = (
+    "What learning without labels adds to a linear probe on Duke tiles, mean of five methods, minutes on a small pool"
+)
 RECIPE = Options(
     epochs=5, batch=32, size=64, side=WINDOW_PX, local=32, locals=4, lr=5e-4, overhead=True, precision="bf16"
 )  # fmt: skip
@@ -135,14 +139,15 @@ def main() -> None:
         print("A few tiles and steps: these figures show that it runs, and no result was written.")
         return
     seen = json.loads((work / f"dinov2-{seeds[0]}" / "scores.json").read_text())
-    best = next(row for row in rows if row["name"] == "dinov2")
+    gained = [row for row in rows if row["name"] in METHODS]
+    figures = ("duke_knn", "duke_linear", "duke_attentive", "merced_knn", "merced_linear")
+    gains = {figure: round(float(np.mean([row[f"{figure}_over_fresh"] for row in gained])), 5) for figure in figures}
     print(results.write(
-        "ssl_aerial", claim=CLAIM,
-        rows=rows, seeds=seeds, packages=("numpy", "scikit-learn"),
+        "ssl_aerial", claim=CLAIM, rows=rows, seeds=seeds, packages=("numpy", "scikit-learn"),
         pool_tiles=seen["tiles"], epochs=effort.recipe.epochs, steps=seen["steps"], batch=effort.recipe.batch,
-        images_seen=seen["steps"] * effort.recipe.batch, detector_steps=effort.steps,
-        headline={"value": best["duke_attentive"], "unit": "AUC, Duke, five grouped folds", "target": None,
-                  "better": "higher", "low": best["duke_attentive_low"], "high": best["duke_attentive_high"]},
+        images_seen=seen["steps"] * effort.recipe.batch, mean_gain_over_fresh=gains,
+        headline={"value": gains["duke_linear"], "unit": "AUC more than with fresh weights", "target": None,
+                  "better": "higher"},
     ))  # fmt: skip
 
 
