@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from negah import __version__
@@ -77,7 +78,7 @@ class Page:
         }  # fmt: skip
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            panel.figure.savefig(self.out / f"{panel.name}.svg", bbox_inches="tight")
+            (self.out / f"{panel.name}.svg").write_text(_svg(panel.figure), encoding="utf-8")
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (self.out / "results.json").write_text(text, encoding="utf-8")
             (self.out / "index.html").write_text(self._html(record), encoding="utf-8")
@@ -114,21 +115,27 @@ def figure(columns: int = 1, *, width: float = 5.0, height: float = 3.4) -> tupl
 
 
 def _svg(figure: Figure) -> str:
+    """Text stays text, which is small and can be searched; the same figure gives the same file."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "negah"}):
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list)))
-    names = names[:COLUMNS]
+    names = [name for name in names if name.removesuffix(" ±") not in names or not name.endswith(" ±")][:COLUMNS]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = ["".join(f"<td>{html.escape(_cell(row.get(name, '')))}</td>" for name in names) for row in rows]
+    lines = ["".join(f"<td>{html.escape(_cell(row, name))}</td>" for name in names) for row in rows]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _cell(row: dict[str, Any], name: str) -> str:
+    """A value, with its deviation where the row has `NAME ±`."""
+    shown = [
+        f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in (name, f"{name} ±") if key in row
+    ]
+    return " ± ".join(shown)
 
 
 def _link(thing: Callable[..., Any]) -> str:
