@@ -1,19 +1,20 @@
 """Claim: a training step of DINO and of DINOv2 takes less time and memory than lightly's, on the same CPU.
 
-    python benchmarks/ssl_step.py --threads 2
+    python benchmarks/ssl_step.py [dino] [dinov2] [--what speed memory products] [--threads 1]
 
 A step is: forward, backward, clip, AdamW, teacher.  ViT-S with patches of 14 px, 2 crops of 224 px and 8 of 98 px of
-each of 8 images, heads of 2048-2048-256 on K prototypes, fp32; stochastic depth of 0.1 rising with depth and no layer
-scale (DINO), or 0.3 in all blocks and layer scale (DINOv2).
+each of 8 images, heads of 2048-2048-256 on 65,536 prototypes, fp32; stochastic depth of 0.1 rising with depth and no
+layer scale (DINO), or 0.3 in all blocks and layer scale (DINOv2).
 
 lightly's side is put together from its parts as its own example for DINOv2 does it: the two global crops of all images
-as one batch, the local ones as another, targets and masks by its own functions; DINO is the same without iBOT and
-KoLeo.  The transformer is timm's, in lightly's wrapper.  "negah, loop" is our objective with the transformer called
-once for each size of crops instead of `ViT.many`.
+as one batch, the local ones as another, losses and masks by its own functions; DINO is the same without iBOT and
+KoLeo.  The transformer is timm's, in lightly's wrapper.  Two more contestants tell what the parts of ours are worth:
+"negah, loop" calls the transformer once for each size of crops instead of `ViT.many`, "negah, F.linear" leaves products
+to PyTorch's choice, see `nn.linear`.
 
-Time: the contestants take turns in one process, and each round gives a ratio; medians of those.  Memory: each in a
-process of its own, the highest resident size during steps, over that just before them (`step`) and from zero (`all`,
-which has PyTorch itself, weights, teacher and optimiser in it).
+Speed: the contestants take turns in one process, and each round gives a ratio; medians of those.  Memory: each in a
+process of its own, the highest resident size during steps, over that just before them ("step"), and from zero ("all",
+which holds PyTorch itself, weights, teacher and optimiser too).
 """
 
 import argparse
@@ -21,7 +22,6 @@ import copy
 import ctypes
 import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -29,16 +29,19 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import results
 import torch
+import torch.nn.functional as F
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models.modules import DINOProjectionHead, DINOv2ProjectionHead, MaskedVisionTransformerTIMM
 from lightly.models.utils import deactivate_requires_grad, random_block_mask, update_drop_path_rate, update_momentum
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import negah.nn.linear
 from negah.nn.backbone import ViTBackbone
+from negah.nn.linear import product
 from negah.nn.vit import Tokens, ViT
 from negah.ssl.dino import DINO
 from negah.ssl.dinov2 import DINOv2
@@ -46,11 +49,12 @@ from negah.train import Objective
 from negah.train.objective import Groups
 
 IMAGES, DEPTH, GRID, PATCH, WIDTH = 8, 12, 16, 14, 384
-PROTOTYPES = 65_536
+NAME, PROTOTYPES = "ssl_step", 65_536
 PROGRESS = 0.5  # of a run: the last layers train, temperatures are warm
 TARGETS = {"dino": 1.1, "dinov2": 1.3}
 MEMORY_TARGET = 0.8
-MB = 2**20
+RIVALS, PLAIN = ("lightly", "negah"), "negah, F.linear"
+ROUNDS_OF_OTHERS = 3
 
 
 class Looped(ViT):
@@ -67,28 +71,28 @@ class Looped(ViT):
         return views
 
 
-def ours(method: str, prototypes: int, kind: type[ViT] = ViT) -> Objective:
+def ours(method: str, kind: type[ViT] = ViT) -> Objective:
     if method == "dino":
         vit = kind(patch=PATCH, grid=(GRID, GRID), layer_scale=None, drop_path=0.1)
-        return DINO(ViTBackbone(vit), prototypes=prototypes)
+        return DINO(ViTBackbone(vit), prototypes=PROTOTYPES)
     vit = kind(patch=PATCH, grid=(GRID, GRID), drop_path=[0.3] * DEPTH)
-    return DINOv2.short(ViTBackbone(vit), prototypes=prototypes, layer_decay=1.0)
+    return DINOv2.short(ViTBackbone(vit), prototypes=PROTOTYPES, layer_decay=1.0)
 
 
 class Lightly(Objective):
     """What both of lightly's methods have in common: student, frozen teacher, its update."""
 
-    def __init__(self, head: type[nn.Module], prototypes: int, *, layer_scale: float | None, drop_path: float):
+    def __init__(self, head: type[nn.Module], *, layer_scale: float | None, drop_path: float):
         super().__init__()
         vit = VisionTransformer(
             img_size=GRID * PATCH, patch_size=PATCH, embed_dim=WIDTH, depth=DEPTH, num_heads=6, num_classes=0,
             dynamic_img_size=True, init_values=layer_scale, drop_path_rate=drop_path,
         )  # fmt: skip
         backbone = MaskedVisionTransformerTIMM(vit, antialias=False, pos_embed_initialization="skip")
-        self.student = nn.ModuleList([backbone, head(WIDTH, output_dim=prototypes)])
-        self.teacher = copy.deepcopy(self.student)
+        self.student = nn.ModuleList([backbone, head(WIDTH, output_dim=PROTOTYPES)])
+        self.teacher = nn.ModuleList([copy.deepcopy(backbone), head(WIDTH, output_dim=PROTOTYPES)])
         deactivate_requires_grad(self.teacher)
-        self.dino = DINOLoss(prototypes)
+        self.dino = DINOLoss(PROTOTYPES)
 
     def train(self, mode: bool = True) -> "Lightly":
         super().train(mode)
@@ -100,8 +104,8 @@ class Lightly(Objective):
 
 
 class LightlyDINO(Lightly):
-    def __init__(self, prototypes: int):
-        super().__init__(DINOProjectionHead, prototypes, layer_scale=None, drop_path=0.1)
+    def __init__(self):
+        super().__init__(DINOProjectionHead, layer_scale=None, drop_path=0.1)
 
     def forward(self, crops: Sequence[Tensor]) -> dict[str, Tensor]:
         (student, head), (teacher, teacher_head) = self.student, self.teacher
@@ -113,10 +117,10 @@ class LightlyDINO(Lightly):
 
 
 class LightlyDINOv2(Lightly):
-    def __init__(self, prototypes: int):
-        super().__init__(DINOv2ProjectionHead, prototypes, layer_scale=1e-5, drop_path=0.3)
+    def __init__(self):
+        super().__init__(DINOv2ProjectionHead, layer_scale=1e-5, drop_path=0.3)
         update_drop_path_rate(self.student[0].vit, 0.3, mode="uniform")
-        self.ibot, self.koleo = IBOTPatchLoss(prototypes), KoLeoLoss()
+        self.ibot, self.koleo = IBOTPatchLoss(PROTOTYPES), KoLeoLoss()
 
     def forward(self, crops: Sequence[Tensor]) -> dict[str, Tensor]:
         (student, head), (teacher, teacher_head) = self.student, self.teacher
@@ -134,19 +138,21 @@ class LightlyDINOv2(Lightly):
         return {"loss": dino + ibot + 0.1 * sum(self.koleo(part) for part in cls.chunk(2))}
 
 
-CONTESTANTS: dict[str, Callable[[str, int], Objective]] = {
-    "lightly": lambda method, k: LightlyDINO(k) if method == "dino" else LightlyDINOv2(k),
+CONTESTANTS: dict[str, Callable[[str], Objective]] = {
+    "lightly": lambda method: LightlyDINO() if method == "dino" else LightlyDINOv2(),
     "negah": ours,
-    "negah, loop": lambda method, k: ours(method, k, Looped),
+    "negah, loop": lambda method: ours(method, Looped),
+    PLAIN: ours,
 }
 
 
 class Step:
     """The step of `train.fit`, for one contestant."""
 
-    def __init__(self, name: str, method: str, prototypes: int):
+    def __init__(self, name: str, method: str):
         torch.manual_seed(0)
-        self.objective = CONTESTANTS[name](method, prototypes).train()
+        self.objective = CONTESTANTS[name](method).train()
+        self.fewest = sys.maxsize if name == PLAIN else negah.nn.linear.FEWEST
         groups: Groups = self.objective.param_groups()
         self.parts: dict[str, list[Tensor]] = {}
         for group in groups:
@@ -157,7 +163,8 @@ class Step:
         """Seconds that it took."""
         start = time.perf_counter()
         self.objective.before_step(PROGRESS)
-        self.objective(crops)["loss"].backward()
+        with mock.patch.object(negah.nn.linear, "FEWEST", self.fewest):
+            self.objective(crops)["loss"].backward()
         for part in self.parts.values():
             nn.utils.clip_grad_norm_(part, 3.0)
         self.optimizer.step()
@@ -172,29 +179,55 @@ def crops() -> list[Tensor]:
     return [torch.rand(IMAGES, 3, side, side, generator=generator) for side in sides]
 
 
-def times(method: str, prototypes: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant's steps; they take turns, after one step each that is not counted."""
+def speed(method: str, rounds: int) -> list[dict[str, Any]]:
+    """A row for each contestant; they take turns, after one step each that is not counted."""
     batch = crops()
-    steps = {name: Step(name, method, prototypes) for name in CONTESTANTS}
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    steps = {name: Step(name, method) for name in CONTESTANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(1 + rounds):
-        for name in list(steps)[:: 1 if turn % 2 else -1]:
-            seconds = steps[name](batch)
+        due = [name for name in steps if name in RIVALS or turn <= ROUNDS_OF_OTHERS]
+        for name in due[:: 1 if turn % 2 else -1]:
+            taken = steps[name](batch)
             if turn:
-                found[name].append(seconds)
-    return found
+                seconds[name].append(taken)
+        print(method, turn, {name: round(taken[-1], 1) for name, taken in seconds.items() if taken}, flush=True)
+    rows = []
+    for name, taken in seconds.items():
+        ratios = [theirs / mine for theirs, mine in zip(seconds["lightly"], taken)]
+        rows.append({
+            "method": method, "what": "speed", "who": name, "threads": torch.get_num_threads(), "rounds": len(taken),
+            "images_per_s": IMAGES / statistics.median(taken), "ratio": statistics.median(ratios),
+            "from_to": [min(ratios), max(ratios)],
+        })  # fmt: skip
+    return rows
 
 
-def memory(name: str, method: str, prototypes: int) -> dict[str, float]:
-    """Highest resident size over three steps of this process, in MB: over that before them, and in all."""
-    batch, step = crops(), Step(name, method, prototypes)
-    for _ in range(2):
-        step(batch)
+def memory(method: str) -> list[dict[str, Any]]:
+    """A row for each contestant that differs in memory."""
+    used = {}
+    for name in [*RIVALS, "negah, loop"]:
+        command = [sys.executable, __file__, method, "--threads", str(torch.get_num_threads()), "--peak", name]
+        used[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(method, name, used[name], flush=True)
+    return [
+        {
+            "method": method, "what": "memory", "who": name, "threads": torch.get_num_threads(),
+            "step_mb": found["step"], "ratio": found["step"] / used["lightly"]["step"],
+            "all_mb": found["all"], "ratio_all": found["all"] / used["lightly"]["all"],
+        }
+        for name, found in used.items()
+    ]  # fmt: skip
+
+
+def peak(name: str, method: str) -> dict[str, float]:
+    """Highest resident size over two steps of this process, in MB: over that before them, and in all."""
+    batch, step = crops(), Step(name, method)
+    step(batch)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory back to the system, or it would count as in use before
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
-    for _ in range(3):
+    for _ in range(2):
         step(batch)
     return {"step": status("VmHWM") - before, "all": status("VmHWM")}
 
@@ -204,49 +237,71 @@ def status(field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def memory_apart(name: str, method: str, prototypes: int) -> dict[str, float]:
-    arguments = ["--memory", name, "--methods", method, "--prototypes", str(prototypes)]
-    command = [sys.executable, __file__, *arguments, "--threads", str(torch.get_num_threads())]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-
-def measure(method: str, prototypes: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for each contestant."""
-    seconds = times(method, prototypes, rounds)
-    used = {name: memory_apart(name, method, prototypes) for name in seconds}
+def products() -> list[dict[str, Any]]:
+    """`nn.linear.product` against F.linear on matrices of this step: billions of operations per second."""
     rows = []
-    for name, taken in seconds.items():
-        ratios = [theirs / mine for theirs, mine in zip(seconds["lightly"], taken)]
-        rows.append({
-            "method": method, "prototypes": prototypes, "threads": torch.get_num_threads(), "who": name,
-            "images_per_s": IMAGES / statistics.median(taken),
-            "speed": statistics.median(ratios), "speeds": [min(ratios), max(ratios)],
-            "step_mb": used[name]["step"], "step_memory": used[name]["step"] / used["lightly"]["step"],
-            "all_mb": used[name]["all"], "all_memory": used[name]["all"] / used["lightly"]["all"],
-        })  # fmt: skip
+    for shape in ((7312, 384, 1536), (7312, 1536, 384), (700, 2048, 2048), (700, 256, PROTOTYPES), (80, 2048, 2048)):
+        count, inner, outer = shape
+        x, w, g = torch.randn(count, inner), torch.randn(outer, inner), torch.randn(count, outer)
+        x.requires_grad_(), w.requires_grad_()
+        best: dict[str, float] = {}
+        for _ in range(8):
+            for name, form in (("F.linear", F.linear), ("product", product)):
+                start = time.perf_counter()
+                y = form(x, w)
+                forward = time.perf_counter()
+                y.backward(g)
+                for part, taken, work in (
+                    ("forward", forward - start, 2), ("backward", time.perf_counter() - forward, 4),
+                ):  # fmt: skip
+                    rate = work * count * inner * outer / taken / 1e9
+                    best[f"{name} {part}"] = max(best.get(f"{name} {part}", 0.0), rate)
+        rows.append({"shape": list(shape), "threads": torch.get_num_threads()} | best)
         print(rows[-1], flush=True)
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    parser.add_argument("--prototypes", type=int, nargs="+", default=[PROTOTYPES])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--memory", choices=list(CONTESTANTS), help="only the memory of one, as json")
-    parser.add_argument("--time", action="store_true")
+    parser.add_argument("methods", nargs="*", choices=[*TARGETS, []], default=list(TARGETS))
+    parser.add_argument("--what", nargs="+", choices=["speed", "memory", "products"], default=["speed", "memory"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--peak", choices=list(CONTESTANTS), help="print the memory of one, nothing else")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads[0])
-    if args.memory:
-        print(json.dumps(memory(args.memory, args.methods[0], args.prototypes[0])))
+    torch.set_num_threads(args.threads)
+    if args.peak:
+        print(json.dumps(peak(args.peak, args.methods[0])))
         return
-    if args.time:
-        for m in args.methods:
-            s = times(m, args.prototypes[0], args.rounds)
-            print(m, {k: [round(v, 2) for v in x] for k, x in s.items()})
-            print({k: round(statistics.median(a / b for a, b in zip(s["lightly"], x)), 3) for k, x in s.items()}, flush=True)
-        return
+    if "products" in args.what:
+        write([], products())
+    for method in args.methods:
+        if "memory" in args.what:
+            write(memory(method), [])
+        if "speed" in args.what:
+            write(speed(method, args.rounds), [])
+
+
+def write(rows: list[dict[str, Any]], rates: list[dict[str, Any]]) -> None:
+    """New rows take the place of those of the same contestant, method and threads; the others stay."""
+    path = results.FOLDER / f"{NAME}.json"
+    old = json.loads(path.read_text()) if path.exists() else {"rows": [], "products": []}
+
+    def merged(before: list[dict[str, Any]], new: list[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+        found = {str([row[key] for key in keys]): row for row in [*before, *new]}
+        return [found[key] for key in sorted(found)]
+
+    every = merged(old["rows"], rows, "method", "what", "threads", "who")
+    ratios = {(row["method"], row["threads"]): row["ratio"] for row in every
+              if row["what"] == "speed" and row["who"] == "negah"}  # fmt: skip
+    path = results.write(
+        NAME, claim="Images per second of a DINOv2 training step over lightly's, on the CPU", rows=every, seeds=[0],
+        packages=("lightly", "timm"), prototypes=PROTOTYPES, targets=TARGETS | {"memory": MEMORY_TARGET},
+        products=merged(old["products"], rates, "threads", "shape"),
+        headline={"value": ratios.get(("dinov2", 1)), "unit": "times lightly, one thread",
+                  "target": TARGETS["dinov2"], "better": "higher"},
+    )  # fmt: skip
+    print(path)
 
 
 if __name__ == "__main__":
