@@ -1,6 +1,6 @@
 """Claim: a training step of DINO and of DINOv2 takes less time and memory than lightly's, on the same CPU.
 
-    python benchmarks/ssl_step.py [dino] [dinov2] [--what speed memory products] [--threads 1]
+    python benchmarks/ssl_step.py [dino] [dinov2] [--what speed memory products] [--threads 1] [--who NAME ...]
 
 A step is: forward, backward, clip, AdamW, teacher.  ViT-S with patches of 14 px, 2 crops of 224 px and 8 of 98 px of
 each of 8 images, heads of 2048-2048-256 on 65,536 prototypes, fp32; stochastic depth of 0.1 rising with depth and no
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import results
 import torch
 import torch.nn.functional as F
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
@@ -54,7 +55,7 @@ PROGRESS = 0.5  # of a run: the last layers train, temperatures are warm
 TARGETS = {"dino": 1.1, "dinov2": 1.3}
 MEMORY_TARGET = 0.8
 RIVALS, PLAIN = ("lightly", "negah"), "negah, F.linear"
-ROUNDS_OF_OTHERS = 3
+ROUNDS_OF_OTHERS = 2
 
 
 class Looped(ViT):
@@ -179,10 +180,10 @@ def crops() -> list[Tensor]:
     return [torch.rand(IMAGES, 3, side, side, generator=generator) for side in sides]
 
 
-def speed(method: str, rounds: int) -> list[dict[str, Any]]:
+def speed(method: str, who: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """A row for each contestant; they take turns, after one step each that is not counted."""
     batch = crops()
-    steps = {name: Step(name, method) for name in CONTESTANTS}
+    steps = {name: Step(name, method) for name in who}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(1 + rounds):
         due = [name for name in steps if name in RIVALS or turn <= ROUNDS_OF_OTHERS]
@@ -202,10 +203,12 @@ def speed(method: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def memory(method: str) -> list[dict[str, Any]]:
+def memory(method: str, who: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each contestant that differs in memory."""
     used = {}
-    for name in [*RIVALS, "negah, loop"]:
+    for name in who:
+        if name == PLAIN:
+            continue
         command = [sys.executable, __file__, method, "--threads", str(torch.get_num_threads()), "--peak", name]
         used[name] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(method, name, used[name], flush=True)
@@ -265,10 +268,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("methods", nargs="*", choices=[*TARGETS, []], default=list(TARGETS))
     parser.add_argument("--what", nargs="+", choices=["speed", "memory", "products"], default=["speed", "memory"])
+    parser.add_argument("--who", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak", choices=list(CONTESTANTS), help="print the memory of one, nothing else")
     args = parser.parse_args()
+    if "lightly" not in args.who:
+        parser.error("--who needs lightly: ratios are to it")
     torch.set_num_threads(args.threads)
     if args.peak:
         print(json.dumps(peak(args.peak, args.methods[0])))
@@ -277,9 +283,9 @@ def main() -> None:
         write([], products())
     for method in args.methods:
         if "memory" in args.what:
-            write(memory(method), [])
+            write(memory(method, args.who), [])
         if "speed" in args.what:
-            write(speed(method, args.rounds), [])
+            write(speed(method, args.who, args.rounds), [])
 
 
 def write(rows: list[dict[str, Any]], rates: list[dict[str, Any]]) -> None:
