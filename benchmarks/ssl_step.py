@@ -12,7 +12,9 @@ KoLeo.  The transformer is timm's, in lightly's wrapper.  Two more contestants t
 "negah, loop" calls the transformer once for each size of crops instead of `ViT.many`, "negah, F.linear" leaves products
 to PyTorch's choice, see `nn.linear`.
 
-Speed: the contestants take turns in one process, and each round gives a ratio; medians of those.  Memory: each in a
+Speed: the contestants take turns in one process, and each round gives a ratio; medians of those.  By the clock, and by
+the processor's time ("cpu"), which other programs on the machine disturb less; "load" is how
+many of them wanted a core in the last minute, this one among them.  Memory: each in a
 process of its own, the highest resident size during steps, over that just before them ("step"), and from zero ("all",
 which holds PyTorch itself, weights, teacher and optimiser too).
 """
@@ -22,11 +24,12 @@ import copy
 import ctypes
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,6 +59,7 @@ TARGETS = {"dino": 1.1, "dinov2": 1.3}
 MEMORY_TARGET = 0.8
 RIVALS, PLAIN = ("lightly", "negah"), "negah, F.linear"
 ROUNDS_OF_OTHERS = 2
+Seconds = list[tuple[float, float]]  # of each step: by the clock, and of the processor's time
 
 
 class Looped(ViT):
@@ -160,9 +164,9 @@ class Step:
             self.parts.setdefault(group.get("part", ""), []).extend(group["params"])
         self.optimizer = torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.04)
 
-    def __call__(self, crops: Sequence[Tensor]) -> float:
-        """Seconds that it took."""
-        start = time.perf_counter()
+    def __call__(self, crops: Sequence[Tensor]) -> tuple[float, float]:
+        """Seconds that it took: by the clock, and of processors' time."""
+        start, used = time.perf_counter(), time.process_time()
         self.objective.before_step(PROGRESS)
         with mock.patch.object(negah.nn.linear, "FEWEST", self.fewest):
             self.objective(crops)["loss"].backward()
@@ -171,7 +175,7 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.objective.after_step(PROGRESS)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - used
 
 
 def crops() -> list[Tensor]:
@@ -180,27 +184,32 @@ def crops() -> list[Tensor]:
     return [torch.rand(IMAGES, 3, side, side, generator=generator) for side in sides]
 
 
-def speed(method: str, who: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """A row for each contestant; they take turns, after one step each that is not counted."""
+def speed(method: str, who: Sequence[str], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """After each round a row for each contestant; they take turns, after one step each that is not counted."""
     batch = crops()
     steps = {name: Step(name, method) for name in who}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[str, Seconds] = {name: [] for name in steps}
     for turn in range(1 + rounds):
         due = [name for name in steps if name in RIVALS or turn <= ROUNDS_OF_OTHERS]
         for name in due[:: 1 if turn % 2 else -1]:
             taken = steps[name](batch)
             if turn:
                 seconds[name].append(taken)
-        print(method, turn, {name: round(taken[-1], 1) for name, taken in seconds.items() if taken}, flush=True)
-    rows = []
-    for name, taken in seconds.items():
-        ratios = [theirs / mine for theirs, mine in zip(seconds["lightly"], taken)]
-        rows.append({
-            "method": method, "what": "speed", "who": name, "threads": torch.get_num_threads(), "rounds": len(taken),
-            "images_per_s": IMAGES / statistics.median(taken), "ratio": statistics.median(ratios),
-            "from_to": [min(ratios), max(ratios)],
-        })  # fmt: skip
-    return rows
+        if turn:
+            print(method, turn, {name: taken[-1] for name, taken in seconds.items()}, flush=True)
+            yield [compared(method, name, taken, seconds["lightly"]) for name, taken in seconds.items()]
+
+
+def compared(method: str, name: str, taken: Seconds, theirs: Seconds) -> dict[str, Any]:
+    wall, cpu = ([their / our for their, our in zip(a, b)] for a, b in zip(zip(*theirs), zip(*taken)))
+    return {
+        "method": method, "what": "speed", "who": name, "threads": torch.get_num_threads(), "rounds": len(taken),
+        "images_per_s": IMAGES / statistics.median(clock for clock, _ in taken), "ratio": statistics.median(wall),
+        "from_to": [min(wall), max(wall)],
+        "images_per_cpu_s": IMAGES / statistics.median(used for _, used in taken),
+        "ratio_cpu": statistics.median(cpu), "from_to_cpu": [min(cpu), max(cpu)],
+        "load": os.getloadavg()[0],
+    }  # fmt: skip
 
 
 def memory(method: str, who: Sequence[str]) -> list[dict[str, Any]]:
@@ -241,21 +250,21 @@ def status(field: str) -> float:
 
 
 def products() -> list[dict[str, Any]]:
-    """`nn.linear.product` against F.linear on matrices of this step: billions of operations per second."""
+    """`nn.linear.product` against F.linear on matrices of this step: billions of operations per processor's second."""
     rows = []
-    for shape in ((7312, 384, 1536), (7312, 1536, 384), (700, 2048, 2048), (700, 256, PROTOTYPES), (80, 2048, 2048)):
+    for shape in ((7312, 384, 1536), (7312, 1536, 384), (700, 2048, 2048), (700, 256, PROTOTYPES)):
         count, inner, outer = shape
         x, w, g = torch.randn(count, inner), torch.randn(outer, inner), torch.randn(count, outer)
         x.requires_grad_(), w.requires_grad_()
         best: dict[str, float] = {}
-        for _ in range(8):
+        for _ in range(5):
             for name, form in (("F.linear", F.linear), ("product", product)):
-                start = time.perf_counter()
+                start = time.process_time()
                 y = form(x, w)
-                forward = time.perf_counter()
+                forward = time.process_time()
                 y.backward(g)
                 for part, taken, work in (
-                    ("forward", forward - start, 2), ("backward", time.perf_counter() - forward, 4),
+                    ("forward", forward - start, 2), ("backward", time.process_time() - forward, 4),
                 ):  # fmt: skip
                     rate = work * count * inner * outer / taken / 1e9
                     best[f"{name} {part}"] = max(best.get(f"{name} {part}", 0.0), rate)
@@ -285,7 +294,8 @@ def main() -> None:
         if "memory" in args.what:
             write(memory(method, args.who), [])
         if "speed" in args.what:
-            write(speed(method, args.who, args.rounds), [])
+            for rows in speed(method, args.who, args.rounds):
+                write(rows, [])
 
 
 def write(rows: list[dict[str, Any]], rates: list[dict[str, Any]]) -> None:
