@@ -8,7 +8,7 @@ Oquab et al. 2023, "DINOv2", arXiv:2304.07193, section 5.  What it does to the p
   time and memory.  How many are kept is fixed for each size; which ones is drawn from torch's global generator.
 - What is cheap is computed again in the backward pass instead of kept: the outputs of norms and of the activation.
 - Layer scale is multiplied into the weights of the layer before it, g * (W x + b) = (g W) x + g b.
-- On CPUs in fp32 products run as 1x1 convolutions, see `linear`.
+- Products are those of `negah.nn.linear`, which is faster on some CPUs.
 
 Up to rounding, values and gradients are those of the plain loop.
 """
@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from negah.nn.linear import product
 
 if TYPE_CHECKING:
     from negah.nn.vit import Block, LayerScale
@@ -91,7 +92,7 @@ class _Add(torch.autograd.Function):
 def attention(block: "Block", x: Float[Tensor, "all dim"], shapes: Sequence[Shape]) -> Float[Tensor, "all dim"]:
     """The attention branch of a block: each token attends to its own crop."""
     attn = block.attn
-    qkv = again(lambda x: linear(block.norm1(x), attn.qkv.weight, attn.qkv.bias), x)
+    qkv = again(lambda x: product(block.norm1(x), attn.qkv.weight, attn.qkv.bias), x)
     mixed = []
     for part in unpack(qkv, shapes):
         q, k, v = part.unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
@@ -102,7 +103,7 @@ def attention(block: "Block", x: Float[Tensor, "all dim"], shapes: Sequence[Shap
 def feed_forward(block: "Block", x: Float[Tensor, "all dim"], shapes: Sequence[Shape]) -> Float[Tensor, "all dim"]:
     """The feed-forward branch of a block, which looks at one token at a time."""
     first, last = block.mlp.layers()
-    hidden = again(lambda x: linear(block.norm2(x), first.weight, first.bias), x)
+    hidden = again(lambda x: product(block.norm2(x), first.weight, first.bias), x)
     return again(lambda hidden: scaled(last, block.ls2, block.mlp.activation(hidden)), hidden)
 
 
@@ -117,19 +118,5 @@ def again(part: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 def scaled(layer: nn.Linear, gain: "LayerScale | nn.Identity", x: Float[Tensor, "all inner"]) -> Tensor:
     """gain(layer(x)) without the product in between."""
     if isinstance(gain, nn.Identity):
-        return linear(x, layer.weight, layer.bias)
-    return linear(x, gain.gamma.unsqueeze(1) * layer.weight, gain.gamma * layer.bias)
-
-
-def linear(
-    x: Float[Tensor, "row inner"], weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"]
-) -> Float[Tensor, "row outer"]:
-    """F.linear; on CPUs in fp32 as a 1x1 convolution over a picture of one line, in which each row is a pixel.
-
-    PyTorch hands products of fp32 matrices to MKL, and convolutions to oneDNN, which is twice as fast on processors of
-    AMD, forward and backward.
-    """
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    pixels = x.contiguous().view(1, 1, *x.shape).permute(0, 3, 1, 2)  # channels last: nothing is copied
-    return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(0, 2)
+        return product(x, layer.weight, layer.bias)
+    return product(x, gain.gamma.unsqueeze(1) * layer.weight, gain.gamma * layer.bias)

@@ -27,7 +27,6 @@ cosine, clip 3, drop-path 0.1 in the student, 8 local crops.  Departures: none.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -35,6 +34,7 @@ from negah import ranks
 from negah.errors import InputError
 from negah.losses.distill import Center, entropy, kl_uniform, pairs_cross_entropy
 from negah.nn.backbone import Backbone
+from negah.nn.linear import product
 from negah.nn.norm import globalise
 from negah.ssl.dino_head import DINOHead
 from negah.ssl.teacher import Teacher
@@ -84,7 +84,7 @@ class DINO(Objective):
             self.center.update(logits)
 
         projected = self.head.project(torch.cat(self.backbone.many(crops)))
-        student = F.linear(projected, self.head.directions()).unflatten(0, (len(crops), -1))
+        student = product(projected, self.head.directions()).unflatten(0, (len(crops), -1))
         loss = pairs_cross_entropy(student, targets, temperature=self.student_temperature)
 
         embedding = projected.detach().unflatten(0, (len(crops), -1))[:2]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from negah.nn.linear import Linear, product
 from negah.nn.norm import GlobalBatchNorm1d
 
 
@@ -35,9 +36,9 @@ class DINOHead(nn.Module):
         self.prototypes, self.frozen = prototypes, False
         norms = [GlobalBatchNorm1d(hidden) if norm else nn.Identity() for _ in range(2)]
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), norms[0], nn.GELU(),
-            nn.Linear(hidden, hidden), norms[1], nn.GELU(),
-            nn.Linear(hidden, bottleneck),
+            Linear(width, hidden), norms[0], nn.GELU(),
+            Linear(hidden, hidden), norms[1], nn.GELU(),
+            Linear(hidden, bottleneck),
         )  # fmt: skip
         self.last = nn.Linear(bottleneck, prototypes, bias=False)  # only its rows' directions matter
         for module in self.mlp:
@@ -47,7 +48,7 @@ class DINOHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "row width"]) -> Float[Tensor, "row prototype"]:
         """Logits in [-1, 1]."""
-        return F.linear(self.project(x), self.directions())
+        return product(self.project(x), self.directions())
 
     def project(self, x: Float[Tensor, "row width"]) -> Float[Tensor, "row bottleneck"]:
         """f(x), of length 1."""

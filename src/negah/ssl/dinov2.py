@@ -36,7 +36,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -45,6 +44,7 @@ from negah.errors import InputError
 from negah.losses.distill import Center, entropy, kl_uniform, masked_cross_entropy, pairs_cross_entropy, sinkhorn
 from negah.losses.koleo import koleo
 from negah.nn.backbone import ViTBackbone
+from negah.nn.linear import product
 from negah.nn.vit import Tokens
 from negah.ssl.dino_head import DINOHead
 from negah.ssl.masks import block_masks
@@ -246,6 +246,6 @@ def read(
     directions = head.directions()
     if others:
         projected = head.project(cls)
-        return projected, F.linear(projected, directions), others[0](patches)
+        return projected, product(projected, directions), others[0](patches)
     projected, of_patches = head.project(torch.cat([cls, patches])).split([len(cls), len(patches)])
-    return projected, F.linear(projected, directions), F.linear(of_patches, directions)
+    return projected, product(projected, directions), product(of_patches, directions)
