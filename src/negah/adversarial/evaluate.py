@@ -82,7 +82,7 @@ class Outcome:
 
 
 def ladder(classes: int, norm: Norm = LINF, *, steps: int = 50) -> dict[str, Attack]:
-    """The usual attacks, the cheapest first: single step, PGD, APGD on two losses, targeted, and one without gradients."""
+    """The usual attacks, the cheapest first: one step, PGD, APGD on two losses, targeted, and one without gradients."""
     found: dict[str, Attack] = {
         "FGSM": fgsm, "PGD": partial(pgd, steps=steps // 5), "APGD-CE": partial(apgd, steps=steps)
     }  # fmt: skip
