@@ -149,6 +149,7 @@ class Bf16(nn.Module):
     def __init__(self, model: Model):
         super().__init__()
         self.model = model
+        self.train(model.training if isinstance(model, nn.Module) else False)
 
     def forward(self, images: Float[Tensor, "some channel h w"]) -> Float[Tensor, "some classes"]:
         with torch.autocast(images.device.type, torch.bfloat16):
