@@ -104,6 +104,12 @@ def test_what_fools_at_a_smaller_eps_is_carried_upward(net):
     assert high.rungs[0].tried == int((~low.fooled).sum()) and high.robust <= low.robust
 
 
+def test_nothing_is_left_to_attack_once_all_are_fooled(net):
+    x, y = blobs(20, seed=1)
+    found = attacked(net, x, y, eps=0.9, attacks=SHORT)
+    assert found.robust == 0 and [rung.tried for rung in found.rungs][-1] == 0
+
+
 def test_the_usual_ladder_fits_the_number_of_classes():
     assert list(ladder(10)) == ["FGSM", "PGD", "APGD-CE", "APGD-DLR", "APGD-T", "Square"]
     assert "APGD-T" not in ladder(3) and ladder(2)["APGD-DLR"].keywords["loss"].__name__ == "margin"

@@ -121,7 +121,7 @@ def attacked(
         index = (~fooled).nonzero().squeeze(1)
         counts = {"fooled": 0, "outside": 0, "lost": 0, "unverified": 0, "forwards": 0, "backwards": 0}
         started = time.perf_counter()
-        for part in index.split(batch):
+        for part in index.split(batch) if len(index) else ():
             x, y = images[part], labels[part]
             ball = Ball(x, eps, norm)
             watched = Watched(search, ball, y)
