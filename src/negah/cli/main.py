@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from negah import __version__
 from negah.cli import show
+from negah.cli.attack import Attack
 from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
@@ -35,6 +36,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "probe train": ProbeTrain,
     "probe eval": ProbeEval,
     "pretrain": Pretrain,
+    "attack": Attack,
     "lab": Lab,
     "export": Export,
     "scene": Scene,

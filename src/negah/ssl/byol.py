@@ -61,7 +61,7 @@ class BYOL(Objective):
 
     def __init__(
         self, backbone: Backbone, *, hidden: int = 4096, dim: int = 256, predictor: nn.Module | None = None,
-        momentum: float | Schedule = cosine(0.996, 1.0),  # noqa: B008 (a pure function)
+        momentum: float | Schedule = cosine(0.996, 1.0),
     ):  # fmt: skip
         super().__init__()
         self.backbone = globalise(backbone)

@@ -59,9 +59,9 @@ class DINO(Objective):
     def __init__(
         self, backbone: Backbone, *, prototypes: int = 65_536, hidden: int = 2048, bottleneck: int = 256,
         head_norm: bool = False, student_temperature: float = 0.1,
-        teacher_temperature: Schedule = ramp(linear(0.04, 0.07), until=0.3),  # noqa: B008 (a pure function)
+        teacher_temperature: Schedule = ramp(linear(0.04, 0.07), until=0.3),
         center_momentum: float = 0.9,
-        momentum: float | Schedule = cosine(0.996, 1.0),  # noqa: B008
+        momentum: float | Schedule = cosine(0.996, 1.0),
         freeze_last: float = 0.01,
     ):  # fmt: skip
         super().__init__()

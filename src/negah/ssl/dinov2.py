@@ -75,9 +75,9 @@ class DINOv2(Objective):
     def __init__(
         self, backbone: ViTBackbone, *, prototypes: int = 65_536, hidden: int = 2048, bottleneck: int = 256,
         patch_bottleneck: int | None = None, balanced: bool = False, student_temperature: float = 0.1,
-        teacher_temperature: Schedule = ramp(linear(0.04, 0.07), until=0.3),  # noqa: B008 (a pure function)
+        teacher_temperature: Schedule = ramp(linear(0.04, 0.07), until=0.3),
         center_momentum: float = 0.9,
-        momentum: float | Schedule = cosine(0.992, 1.0),  # noqa: B008
+        momentum: float | Schedule = cosine(0.992, 1.0),
         mask_share: float = 0.5, mask_ratio: tuple[float, float] = (0.1, 0.5), koleo_weight: float = 0.1,
         layer_decay: float = 0.9, patch_lr: float = 0.2, freeze_last: float = 0.01, guide: "DINOv2 | None" = None,
     ):  # fmt: skip

@@ -132,7 +132,7 @@ class MoCoV3(Objective):
 
     def __init__(
         self, backbone: Backbone, *, hidden: int = 4096, dim: int = 256, temperature: float = 0.2,
-        momentum: float | Schedule = cosine(0.99, 1.0),  # noqa: B008 (a pure function)
+        momentum: float | Schedule = cosine(0.99, 1.0),
     ):  # fmt: skip
         super().__init__()
         for name, module in backbone.named_modules():
