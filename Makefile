@@ -80,4 +80,6 @@ $(DEV_STAMP): pyproject.toml | $(VENV)/bin/python
 	@echo '== Installing negah and its development tools into $(VENV) (the first time takes minutes)'
 	@rm -f '$(VENV)'/.negah-*
 	@$(PIP) -e '.[dev]'
+	@# A peer of the parity tests. It asks for a requests of 2021, which it does not use in them and nothing else accepts.
+	@$(PIP) --no-deps torchattacks
 	@touch '$(RUN_STAMP)' '$@'
