@@ -13,10 +13,10 @@ KoLeo.  The transformer is timm's, in lightly's wrapper.  Two more contestants t
 to PyTorch's choice, see `nn.linear`.
 
 Speed: the contestants take turns in one process, and each round gives a ratio; medians of those.  By the clock, and by
-the processor's time ("cpu"), which other programs on the machine disturb less; "load" is how
-many of them wanted a core in the last minute, this one among them.  Memory: each in a
-process of its own, the highest resident size during steps, over that just before them ("step"), and from zero ("all",
-which holds PyTorch itself, weights, teacher and optimiser too).
+the processor's time ("cpu"), which other programs on the machine disturb less; "load" is how many programs wanted a
+core in the last minute, this one among them.  Memory: each in a process of its own, the highest resident size during
+steps, over that just before them ("step"), and from zero ("all", which holds PyTorch itself, weights, teacher and
+optimiser too).  Each run measures what it is asked for and leaves the other rows of the file as they are.
 """
 
 import argparse
