@@ -67,8 +67,6 @@ BUNDLED, WARM = "aerial_tiny", "dinov2_from_aerial_tiny"
 AS_IT_IS = f"{BUNDLED}_as_it_is"
 FOLDS, KEPT_ASIDE = 5, 80
 CLAIM = "What minutes of learning without labels add to a linear probe on Duke tiles, mean of five methods"
-    "What learning without labels adds to a linear probe on Duke tiles, mean of five methods, minutes on a small pool"
-)
 RECIPE = Options(
     epochs=5, batch=32, size=64, side=WINDOW_PX, local=32, locals=4, lr=5e-4, overhead=True, precision="bf16"
 )  # fmt: skip
