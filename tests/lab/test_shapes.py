@@ -17,9 +17,9 @@ def test_masks_are_the_object():
     found = shapes(200, seed=0)
     assert found.masks.min() == 0 and found.masks.max() == 1
     areas = found.masks.mean((1, 2))
-    assert ((areas > 0.02) & (areas < 0.45)).all()
-    disc = areas[found.labels == 0]  # .9 of a radius between .2 and .36 of the side
-    assert (disc > 3.13 * 0.18**2 - 0.01).all() and (disc < 3.15 * 0.324**2 + 0.01).all()
+    assert ((areas > 0.04) & (areas < 0.5)).all()
+    disc = areas[found.labels == 0]  # .9 of a radius between .26 and .4 of the side
+    assert (disc > 3.13 * 0.234**2 - 0.01).all() and (disc < 3.15 * 0.36**2 + 0.01).all()
     # Inside and outside differ in brightness by more than the ground varies by itself.
     pixels = found.images.float().mean(1) / 255
     inside = (pixels * found.masks).sum((1, 2)) / found.masks.sum((1, 2))

@@ -43,9 +43,9 @@ def _draw(
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     at = (torch.arange(side * FINE) + 0.5) / (side * FINE)
-    radius, turn = uniform(0.2, 0.36, 1, 1), uniform(0, 2 * math.pi, 1, 1)
-    y = (at[:, None] - uniform(0.36, 0.64, 1, 1)) / radius
-    x = (at[None, :] - uniform(0.36, 0.64, 1, 1)) / radius
+    radius, turn = uniform(0.26, 0.4, 1, 1), uniform(0, 2 * math.pi, 1, 1)
+    y = (at[:, None] - uniform(0.4, 0.6, 1, 1)) / radius
+    x = (at[None, :] - uniform(0.4, 0.6, 1, 1)) / radius
     u, v = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
     inside, pattern = torch.empty(2, n, len(at), len(at))
     for number, name in enumerate(CLASSES):
@@ -59,14 +59,14 @@ def _draw(
     swapped = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
     levels = torch.where(swapped, dark + gap, dark), torch.where(swapped, dark, dark + gap)
     object_, ground = (level + uniform(-0.15, 0.15, 3, 1, 1) + _clouds(n, side, generator) for level in levels)
-    pixels = torch.lerp(ground, object_ + 0.2 * pattern, mask) + 0.03 * torch.randn(
+    pixels = torch.lerp(ground, object_ + 0.35 * pattern, mask) + 0.03 * torch.randn(
         n, 3, side, side, generator=generator
     )
     return (pixels.clamp(0, 1) * 255).round().to(torch.uint8), mask.squeeze(1)
 
 
 def _clouds(n: int, side: int, generator: torch.Generator) -> Float[Tensor, "n 3 side side"]:
-    coarse = 0.1 * torch.randn(n, 3, 4, 4, generator=generator)
+    coarse = 0.05 * torch.randn(n, 3, 4, 4, generator=generator)
     return F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=False)
 
 

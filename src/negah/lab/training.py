@@ -26,6 +26,7 @@ from negah.train import Batches, Objective, fit
 from negah.train.objective import Groups
 
 SIDE = 32
+CROP = 24  # of a view: half the time of a step on 32 px, and as good features
 TRAIN, TEST = 4000, 1000
 KNOWN = 2000  # training pictures that test pictures are compared with
 Say = Callable[[str], None]
@@ -77,9 +78,8 @@ class Pictures:
 
     def knn(self, backbone: nn.Module) -> float:
         """Share of the test pictures whose class their 20 nearest of the first KNOWN training pictures name."""
-        return knn_accuracy(
-            embed(backbone, self.train), self.train_labels, embed(backbone, self.test), self.test_labels
-        )
+        known, labels = self.train[:KNOWN], self.train_labels[:KNOWN]
+        return knn_accuracy(embed(backbone, known), labels, embed(backbone, self.test), self.test_labels)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def small_resnet(seed: int = 0) -> ConvBackbone:
         return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem="fine"))
 
 
-def small_views(size: int = SIDE, *, low: float = 0.4, high: float = 1.0) -> View:
+def small_views(size: int = CROP, *, low: float = 0.4, high: float = 1.0) -> View:
     """Crops from a share `low` to `high` of the picture, any turn, and colours that say nothing."""
     return View(
         size, scale=(low, high), turns=True, jitter=1.0, brightness=0.6, contrast=0.6, saturation=0.6, hue=0.5, grey=0.3
