@@ -15,6 +15,7 @@ class Lab(show.Verb):
 
     NAME is one of
         collapse       what keeps BYOL, SimCLR and DINO from saying the same of every picture
+        dino-byol      from BYOL to DINO, one change at a time
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
@@ -25,17 +26,17 @@ class Lab(show.Verb):
 
     IF_INTERRUPTED: ClassVar[str] = "stopped; the page holds what was done until then"
 
-    name: Positional[Literal["collapse"]]
+    name: Positional[Literal["collapse", "dino-byol"]]
     """Which."""
     out: Path
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
     """Pictures to train on, a folder for each class (default: generated ones)."""
-    steps: Annotated[int, arg(metavar="N")] = 300
+    steps: Annotated[int, arg(metavar="N")] = 200
     """Steps of each run."""
     seeds: Annotated[int, arg(metavar="N")] = 1
     """Runs of each setting."""
-    batch: Annotated[int, arg(metavar="N")] = 128
+    batch: Annotated[int, arg(metavar="N")] = 64
     """Pictures in a step."""
 
     def run(self) -> int:
@@ -44,13 +45,13 @@ class Lab(show.Verb):
         from functools import partial
 
         from negah.errors import InputError
-        from negah.lab import collapse
+        from negah.lab import collapse, dino_byol
         from negah.lab.training import Effort
 
         for name, value, least in (("steps", self.steps, 10), ("seeds", self.seeds, 1), ("batch", self.batch, 4)):
             if value < least:
                 raise InputError(f"--{name} {value}: give {least} or more")
-        experiments = {"collapse": collapse.run}
+        experiments = {"collapse": collapse.run, "dino-byol": dino_byol.run}
         effort = Effort(
             data=self.data, steps=self.steps, seeds=self.seeds, batch=self.batch,
             say=partial(print, file=sys.stderr, flush=True),

@@ -121,14 +121,18 @@ def _svg(figure: Figure) -> str:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list)))
-    names = names[:COLUMNS]
+    names = [name for name in names if name.removesuffix(" ±") not in names or not name.endswith(" ±")][:COLUMNS]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = ["".join(f"<td>{html.escape(_cell(row.get(name, '')))}</td>" for name in names) for row in rows]
+    lines = ["".join(f"<td>{html.escape(_cell(row, name))}</td>" for name in names) for row in rows]
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _cell(row: dict[str, Any], name: str) -> str:
+    """A value, with its deviation where the row has `NAME ±`."""
+    shown = [
+        f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in (name, f"{name} ±") if key in row
+    ]
+    return " ± ".join(shown)
 
 
 def _link(thing: Callable[..., Any]) -> str:

@@ -3,7 +3,7 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from negah.train.objective import Groups
 
 SIDE = 32
 CROP = 24  # of a view: half the time of a step on 32 px, and as good features
-TRAIN, TEST = 4000, 1000
+TRAIN, TEST = 4000, 2000
+LR = 3e-3  # of AdamW, for all methods
 KNOWN = 2000  # training pictures that test pictures are compared with
 Say = Callable[[str], None]
 
@@ -41,9 +42,9 @@ class Effort:
     """
 
     data: tuple[str, ...] = ()
-    steps: int = 300
+    steps: int = 200
     seeds: int = 1
-    batch: int = 128
+    batch: int = 64
     say: Say = field(default=print, compare=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ class Pictures:
 
     @classmethod
     def of(cls, effort: Effort) -> "Pictures":
-        """Shapes, or a random part of the data, a fifth of it held out.  Raises InputError where it has no classes."""
+        """Shapes, or a random part of the data, a third of it held out.  Raises InputError where it has no classes."""
         if not effort.data:
             train, test = shapes(TRAIN, SIDE, seed=0), shapes(TEST, SIDE, seed=1)
             return cls(train.images, train.labels, test.images, test.labels)
@@ -95,6 +96,10 @@ class Learned:
     warning: str
     seconds: float
 
+    def first(self, name: str) -> float:
+        """The value of a score before the first step."""
+        return self.scores[0][name]
+
     def last(self, name: str) -> float:
         """The last value of a score, or of an entry of the history."""
         return next(row[name] for row in reversed([*self.history, *self.scores]) if name in row)
@@ -114,6 +119,11 @@ def small_views(size: int = CROP, *, low: float = 0.4, high: float = 1.0) -> Vie
     )
 
 
+def small_crops(locals: int = 4) -> list[View]:
+    """Two views of most of the picture, then `locals` of a small part of it, for methods with many crops."""
+    return [small_views()] * 2 + [small_views(16, low=0.2, high=0.5)] * locals
+
+
 def learn(
     make: Callable[[Backbone], Objective],
     pictures: Pictures,
@@ -125,7 +135,7 @@ def learn(
     network: Callable[[int], Backbone] = small_resnet,
     optimizer: Callable[[Groups], Optimizer] = AdamW,
     weight_decay: float = 1e-4,
-    lr: float = 2e-3,
+    lr: float = LR,
     scored: dict[str, Callable[[Any], nn.Module]] | None = None,
     checks: int = 5,
 ) -> Learned:
@@ -163,8 +173,20 @@ def learn(
     return found
 
 
+def learn_all(
+    settings: Mapping[str, Callable[[Backbone], Objective]], pictures: Pictures, views: Sequence[View], effort: Effort,
+    **options: Any,
+) -> list[Learned]:  # fmt: skip
+    """Each setting by its label, with each seed; options are those of `learn`."""
+    return [
+        learn(make, pictures, views, effort, label=label, seed=seed, **options)
+        for label, make in settings.items() for seed in range(effort.seeds)
+    ]  # fmt: skip
+
+
 def summary(runs: Sequence[Learned], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each label: over its seeds, the mean of each last value and, of two or more, `NAME ±` its deviation."""
+    """A row for each label: over its seeds, the mean of each last value and, of two or more, `NAME ±` its deviation;
+    the kinds of collapse that the doctor read last; and seconds of a run."""
     rows: list[dict[str, Any]] = []
     for label in dict.fromkeys(run.label for run in runs):
         mine = [run for run in runs if run.label == label]
@@ -174,23 +196,61 @@ def summary(runs: Sequence[Learned], names: Sequence[str]) -> list[dict[str, Any
             row[name] = mean(values)
             if len(values) > 1:
                 row[f"{name} ±"] = stdev(values)
-        rows.append(row | {"collapse": ", ".join(sorted({run.kind for run in mine}))})
+        kinds = ", ".join(sorted({run.kind for run in mine}))
+        rows.append(row | {"collapse": kinds, "seconds": round(mean(run.seconds for run in mine), 1)})
     return rows
 
 
-def plot_curves(axis: Any, runs: Sequence[Learned], name: str, *, title: str, floor: float | None = None) -> None:
+def plot_curves(
+    axis: Any, runs: Sequence[Learned], name: str, *, title: str, floor: float | None = None, style: str = "-"
+) -> None:
     """One line for each label, the mean over its seeds, of an entry of the history or of the scores.
 
-    floor: a horizontal line to read them against.
+    floor: a horizontal line to read them against.  style: matplotlib's, of all lines.
     """
     for label in dict.fromkeys(run.label for run in runs):
         mine = [run for run in runs if run.label == label]
         lines = [[(row["step"], row[name]) for row in [*run.scores, *run.history] if name in row] for run in mine]
         steps = [step for step, _ in lines[0]]
-        axis.plot(steps, [mean(line[i][1] for line in lines) for i in range(len(steps))], label=label)
+        axis.plot(steps, [mean(line[i][1] for line in lines) for i in range(len(steps))], style, label=label)
     if floor is not None:
         axis.axhline(floor, color="#999", linewidth=0.8, linestyle="--")
     axis.set(title=title, xlabel="step")
+
+
+def plot_points(
+    axis: Any, by: Mapping[int, Sequence[Learned]], name: str, *, title: str, xlabel: str, floor: float | None = None
+) -> None:  # fmt: skip
+    """The last value of a score, or of an entry of the history, against a number: each run, and a line of their means.
+
+    floor: as in `plot_curves`.
+    """
+    numbers = sorted(by)
+    axis.plot(numbers, [mean(run.last(name) for run in by[number]) for number in numbers], color="C0")
+    axis.plot([n for n in numbers for _ in by[n]], [run.last(name) for n in numbers for run in by[n]], "o", color="C0")
+    if floor is not None:
+        axis.axhline(floor, color="#999", linewidth=0.8, linestyle="--")
+    axis.set_xscale("log")
+    axis.set_xticks(numbers, [str(number) for number in numbers])
+    axis.minorticks_off()
+    axis.set(title=title, xlabel=xlabel)
+
+
+def plot_bars(axis: Any, runs: Sequence[Learned], name: str, *, title: str, floor: float | None = None) -> None:
+    """A bar for each label from top to bottom, the mean of the last values, and a dot for each run.
+
+    floor: as in `plot_curves`, upright.
+    """
+    labels = list(dict.fromkeys(run.label for run in runs))
+    for place, label in enumerate(labels):
+        values = [run.last(name) for run in runs if run.label == label]
+        axis.barh(place, mean(values), color=f"C{place}", alpha=0.6)
+        axis.plot(values, [place] * len(values), ".", color="#333")
+    if floor is not None:
+        axis.axvline(floor, color="#999", linewidth=0.8, linestyle="--")
+    axis.set_yticks(range(len(labels)), labels)
+    axis.invert_yaxis()
+    axis.set(title=title)
 
 
 def _score(pictures: Pictures, of: Callable[[Any], nn.Module], objective: Objective) -> float:
