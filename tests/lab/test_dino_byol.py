@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -55,7 +56,7 @@ def test_with_all_changes_it_is_dino_at_any_number_of_crops():
 def test_the_path_goes_from_one_end_to_the_other_by_single_changes():
     assert CHAIN[0].switches == {} and CHAIN[0].locals == 0
     assert CHAIN[-1].switches == ALL and CHAIN[-1].locals > 0
-    for before, after in zip(CHAIN, CHAIN[1:]):
+    for before, after in pairwise(CHAIN):
         assert before.switches != after.switches or before.locals != after.locals
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from negah import __version__
@@ -77,7 +78,7 @@ class Page:
         }  # fmt: skip
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            panel.figure.savefig(self.out / f"{panel.name}.svg", bbox_inches="tight")
+            (self.out / f"{panel.name}.svg").write_text(_svg(panel.figure), encoding="utf-8")
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (self.out / "results.json").write_text(text, encoding="utf-8")
             (self.out / "index.html").write_text(self._html(record), encoding="utf-8")
@@ -114,8 +115,10 @@ def figure(columns: int = 1, *, width: float = 5.0, height: float = 3.4) -> tupl
 
 
 def _svg(figure: Figure) -> str:
+    """Text stays text, which is small and can be searched; the same figure gives the same file."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "negah"}):
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
