@@ -8,6 +8,7 @@ import torch
 from negah.lab import collapse, training
 from negah.lab.collapse import Balanced, FewNegatives, NoStopGradient, small_byol, small_dino, small_simclr
 from negah.lab.training import Effort, small_resnet
+from negah.ssl import DINO
 from negah.ssl.collapse import Settings
 from negah.ssl.simclr import nt_xent
 from negah.train.run import Run
@@ -18,9 +19,9 @@ def views(n: int = 8) -> list[torch.Tensor]:
     return [torch.rand(n, 3, 24, 24, generator=g) for _ in range(2)]
 
 
-def made(kind, **options):
+def made(method, **options):
     torch.manual_seed(0)
-    return kind(small_resnet(0), **options)
+    return method(small_resnet(0), **options)
 
 
 def test_with_the_whole_batch_for_a_group_few_negatives_is_simclr():
@@ -45,11 +46,14 @@ def test_without_stop_gradient_the_target_side_learns():
     assert not torch.allclose(*gradients)
 
 
-def test_balanced_targets_give_each_prototype_its_share():
+def test_balanced_targets_give_each_prototype_its_share_where_logits_have_favourites():
     objective = made(small_dino, kind=Balanced)
-    targets = objective.targets(torch.randn(2, 64, 64))
+    g = torch.Generator().manual_seed(0)
+    logits = 0.1 * torch.randn(2, 64, 64, generator=g) + 0.2 * torch.randn(64, generator=g)
+    targets = objective.targets(logits)
     torch.testing.assert_close(targets.sum(-1), torch.ones(2, 64))
     assert (targets.mean((0, 1)) * 64 - 1).abs().max() < 0.1
+    assert (DINO.targets(objective, logits).mean((0, 1)) * 64 - 1).abs().max() > 1
 
 
 def test_the_doctor_knows_of_the_changes():
