@@ -41,7 +41,7 @@ from negah.train.schedules import constant
 
 HIDDEN, DIM, BOTTLENECK = 128, 64, 16  # of all heads; DIM are DINO's prototypes
 MOMENTUM = 0.95  # of the teachers: some twenty steps behind, in runs of a few hundred
-TEMPERATURE, TEACHER_TEMPERATURE = 0.2, 0.04  # of SimCLR, and of DINO's teacher
+TEMPERATURE, TEACHER_TEMPERATURE = 0.2, 0.05  # of SimCLR, and of DINO's teacher
 CHECKS = 10  # of runs in which the teacher is compared with the student
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "knn": lambda objective: objective.backbone,

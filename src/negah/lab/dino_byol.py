@@ -122,6 +122,7 @@ class Step(NamedTuple):
     switches: dict[str, bool]
 
 
+LOCALS = 2
 READ = ("knn", "embedding_std", "effective_rank", "loss")
 ALL = {"prototypes": True, "probabilities": True, "predictor": False, "centering": True}
 CHAIN = (
@@ -129,12 +130,12 @@ CHAIN = (
     Step("DINO's head", 0, {"prototypes": True}),
     Step("cross-entropy", 0, {"prototypes": True, "probabilities": True}),
     Step("centering, no predictor", 0, ALL),
-    Step("DINO", 4, ALL),
+    Step("DINO", LOCALS, ALL),
 )
 SWAPS = (
-    Step("BYOL with multi-crop", 4, {}),
-    Step("DINO with MSE", 4, ALL | {"probabilities": False}),
-    Step("DINO with a predictor", 4, ALL | {"predictor": True}),
+    Step("BYOL with multi-crop", LOCALS, {}),
+    Step("DINO with MSE", LOCALS, ALL | {"probabilities": False}),
+    Step("DINO with a predictor", LOCALS, ALL | {"predictor": True}),
 )
 
 

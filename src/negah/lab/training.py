@@ -119,9 +119,9 @@ def small_views(size: int = CROP, *, low: float = 0.4, high: float = 1.0) -> Vie
     )
 
 
-def small_crops(locals: int = 4) -> list[View]:
+def small_crops(locals: int = 2) -> list[View]:
     """Two views of most of the picture, then `locals` of a small part of it, for methods with many crops."""
-    return [small_views()] * 2 + [small_views(16, low=0.2, high=0.5)] * locals
+    return [small_views()] * 2 + [small_views(16, low=0.3, high=0.6)] * locals
 
 
 def learn(
