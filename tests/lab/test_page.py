@@ -30,6 +30,13 @@ def test_a_page_shows_each_panel_and_its_figures(tmp_path):
     assert record["settings"] == {"steps": 3} and record["versions"]["torch"]
 
 
+def test_a_deviation_stands_beside_its_mean(tmp_path):
+    page = Page("toy", "A question?", tmp_path, {})
+    page.add(panel(rows=[{"setting": "a", "knn": 0.25, "knn ±": 0.0123}, {"setting": "b", "knn": 0.5}]))
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<td>0.25 ± 0.0123</td>" in text and "<td>0.5</td>" in text and "<th>knn ±</th>" not in text
+
+
 def test_what_was_done_stays_when_an_experiment_is_stopped(tmp_path):
     page = Page("toy", "A question?", tmp_path, {})
     page.add(panel())

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from negah.images.views import View
@@ -39,9 +40,10 @@ from negah.ssl.simclr import nt_xent
 from negah.ssl.teacher import Teacher
 from negah.train.schedules import constant
 
-HIDDEN, DIM, BOTTLENECK = 128, 64, 16  # of all heads; DIM are DINO's prototypes
-MOMENTUM = 0.95  # of the teachers: some twenty steps behind, in runs of a few hundred
-TEMPERATURE, TEACHER_TEMPERATURE = 0.2, 0.05  # of SimCLR, and of DINO's teacher
+HIDDEN, DIM = 128, 64  # of all heads, and of BYOL's and SimCLR's
+PROTOTYPES, BOTTLENECK = 256, 32
+MOMENTUM, DINO_MOMENTUM = 0.95, 0.98  # teachers that are 20 and 50 steps behind, in runs of a few hundred
+TEMPERATURE, TEACHER_TEMPERATURE = 0.2, 0.04  # of SimCLR, and of DINO's teacher
 CHECKS = 10  # of runs in which the teacher is compared with the student
 BACKBONES: dict[str, Callable[[Any], nn.Module]] = {
     "knn": lambda objective: objective.backbone,
@@ -55,8 +57,8 @@ small_simclr = partial(SimCLR, hidden=HIDDEN, dim=DIM, temperature=TEMPERATURE)
 def small_dino(backbone: Backbone, kind: type[DINO] = DINO, **changes: Any) -> DINO:
     """DINO with a head of its own size for a small network, or a subclass of it."""
     options = {
-        "prototypes": DIM, "hidden": HIDDEN, "bottleneck": BOTTLENECK, "head_norm": True, "momentum": MOMENTUM,
-        "teacher_temperature": constant(TEACHER_TEMPERATURE), "freeze_last": 0.0,
+        "prototypes": PROTOTYPES, "hidden": HIDDEN, "bottleneck": BOTTLENECK, "head_norm": True,
+        "momentum": DINO_MOMENTUM, "teacher_temperature": constant(TEACHER_TEMPERATURE), "freeze_last": 0.0,
     }  # fmt: skip
     return kind(backbone, **(options | changes))
 
@@ -146,7 +148,8 @@ def byol(runs: Sequence[Learned], pictures: Pictures) -> Panel:
         " they point in all directions (dashed) and 0 when all are one. Right: how many test pictures their 20 nearest"
         " training pictures, by the backbone's features, name rightly. The paper expects that predictor and"
         " stop-gradient are needed, and SimSiam found that the moving average is not. A lagging target slows the"
-        " collapse of a network without predictor, so it may be under way only when the run ends.",
+        " collapse of a network without predictor, so it may be under way only when the run ends. Spread is read behind"
+        " the projector and kNN accuracy in front of it, so a collapsed run may still beat the untrained network.",
         found=f"{collapses(runs)} {gains(runs, pictures)}",
         rows=summary(runs, ["knn", "embedding_std", "effective_rank", "loss"]), figure=plot,
         code=[BYOL, NoStopGradient, CollapseDoctor],
@@ -203,17 +206,7 @@ def dinos(pictures: Pictures, effort: Effort) -> list[Learned]:
 
 def dino(runs: Sequence[Learned], pictures: Pictures) -> Panel:
     """What becomes of DINO without one of its parts."""
-    plot, (left, middle, right) = figure(3, width=4.2)
     ln_k = runs[0].last("ln_k")
-    for axis, name, title in (
-        (left, "teacher_entropy", "entropy of the teacher's answers"),
-        (middle, "teacher_kl", "KL of their mean from uniform"),
-    ):
-        plot_curves(axis, runs, name, title=title, floor=ln_k)
-        axis.set_ylim(-0.05 * ln_k, 1.12 * ln_k)
-        axis.text(0, 1.02 * ln_k, "ln K", color="#666", fontsize=8)
-    plot_curves(right, runs, "knn", title="kNN accuracy")
-    right.legend(fontsize=8, frameon=False)
     means = {label: [mean(run.last(name) for run in mine) for name in ("teacher_entropy", "teacher_kl")]
              for label, mine in by_label(runs).items()}  # fmt: skip
     read = "; ".join(f"{label} {entropy:.2f} and {kl:.2f}" for label, (entropy, kl) in means.items())
@@ -228,8 +221,8 @@ def dino(runs: Sequence[Learned], pictures: Pictures) -> Panel:
         f" through the networks; the paper expects worse features of it.",
         found=f"{collapses(runs)} Of ln K = {ln_k:.2f}, entropy and KL at the end: {read}. {gains(runs, pictures)}"
         f" {versus(runs, 'two crops', 'DINO', pictures)}",
-        rows=summary(runs, ["knn", "teacher_entropy", "teacher_kl", "embedding_std", "loss"]), figure=plot,
-        code=[DINO, Center, CollapseDoctor],
+        rows=summary(runs, ["knn", "teacher_entropy", "teacher_kl", "embedding_std", "loss"]),
+        figure=_teacher_figure(runs), code=[DINO, Center, CollapseDoctor],
     )  # fmt: skip
 
 
@@ -270,22 +263,32 @@ def teacher(runs: Sequence[Learned], pictures: Pictures) -> Panel:
 
 def balance(runs: Sequence[Learned], pictures: Pictures) -> Panel:
     """Sinkhorn-Knopp against centering."""
-    plot, (left, middle, right) = figure(3, width=4.2)
-    ln_k = runs[0].last("ln_k")
-    plot_curves(left, runs, "teacher_entropy", title="entropy of the teacher's answers", floor=ln_k)
-    plot_curves(middle, runs, "teacher_kl", title="KL of their mean from uniform", floor=ln_k)
-    plot_curves(right, runs, "knn", title="kNN accuracy")
-    right.legend(fontsize=8, frameon=False)
     return Panel(
         name="sinkhorn", title="Sinkhorn-Knopp against centering",
         asks="Centering subtracts a moving average of the teacher's logits, which balances the prototypes in the long"
         " run; Sinkhorn-Knopp, as in DINOv2's longer recipe, gives each prototype the same share of each batch. The"
         " same DINO with one, the other and neither. Sinkhorn-Knopp should hold the mean answer at uniform from the"
-        " first step; the papers report features about as good, a little better.",
+        " first step; the papers report features about as good.",
         found=f"{collapses(runs)} {versus(runs, 'Sinkhorn-Knopp', 'centering', pictures)} {gains(runs, pictures)}",
-        rows=summary(runs, ["knn", "teacher_entropy", "teacher_kl", "embedding_std", "loss"]), figure=plot,
-        code=[sinkhorn, Balanced, Center],
+        rows=summary(runs, ["knn", "teacher_entropy", "teacher_kl", "embedding_std", "loss"]),
+        figure=_teacher_figure(runs), code=[sinkhorn, Balanced, Center],
     )  # fmt: skip
+
+
+def _teacher_figure(runs: Sequence[Learned]) -> Figure:
+    """How the teacher uses its prototypes, against ln K, and what the features are worth."""
+    plot, (left, middle, right) = figure(3, width=4.2)
+    ln_k = runs[0].last("ln_k")
+    for axis, name, title in (
+        (left, "teacher_entropy", "entropy of the teacher's answers"),
+        (middle, "teacher_kl", "KL of their mean from uniform"),
+    ):
+        plot_curves(axis, runs, name, title=title, floor=ln_k)
+        axis.set_ylim(-0.05 * ln_k, 1.12 * ln_k)
+        axis.text(0, 1.02 * ln_k, "ln K", color="#666", fontsize=8)
+    plot_curves(right, runs, "knn", title="kNN accuracy")
+    right.legend(fontsize=8, frameon=False)
+    return plot
 
 
 def _pixels(views: Sequence[View]) -> int:

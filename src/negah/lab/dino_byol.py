@@ -27,7 +27,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from negah.lab.collapse import BOTTLENECK, DIM, HIDDEN, MOMENTUM, TEACHER_TEMPERATURE
+from negah.lab.collapse import BOTTLENECK, DINO_MOMENTUM, HIDDEN, PROTOTYPES, TEACHER_TEMPERATURE
 from negah.lab.conclusions import by_label, collapses, gains, versus
 from negah.lab.page import Page, Panel, figure
 from negah.lab.training import Effort, Learned, Pictures, learn_all, plot_bars, plot_curves, small_crops, summary
@@ -55,8 +55,8 @@ class Between(Objective):
 
     def __init__(
         self, backbone: Backbone, *, prototypes: bool = False, probabilities: bool = False, predictor: bool = True,
-        centering: bool = False, hidden: int = HIDDEN, dim: int = DIM, bottleneck: int = BOTTLENECK,
-        momentum: float = MOMENTUM, student_temperature: float = 0.1, teacher_temperature: float = TEACHER_TEMPERATURE,
+        centering: bool = False, hidden: int = HIDDEN, dim: int = PROTOTYPES, bottleneck: int = BOTTLENECK,
+        momentum: float = DINO_MOMENTUM, student_temperature: float = 0.1, teacher_temperature: float = TEACHER_TEMPERATURE,
     ):  # fmt: skip
         super().__init__()
         globalise(backbone)
