@@ -56,7 +56,8 @@ class Between(Objective):
     def __init__(
         self, backbone: Backbone, *, prototypes: bool = False, probabilities: bool = False, predictor: bool = True,
         centering: bool = False, hidden: int = HIDDEN, dim: int = PROTOTYPES, bottleneck: int = BOTTLENECK,
-        momentum: float = DINO_MOMENTUM, student_temperature: float = 0.1, teacher_temperature: float = TEACHER_TEMPERATURE,
+        momentum: float = DINO_MOMENTUM, student_temperature: float = 0.1,
+        teacher_temperature: float = TEACHER_TEMPERATURE,
     ):  # fmt: skip
         super().__init__()
         globalise(backbone)
