@@ -76,7 +76,7 @@ def test_the_page_has_all_panels(tmp_path, few_pictures):
     assert [panel.name for panel in page.panels] == ["byol", "negatives", "dino", "teacher", "sinkhorn"]
     panels = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["panels"]
     assert [row["setting"] for row in panels["negatives"]["rows"]] == [
-        "batch 2", "batch 8", "batch 32", "2 negatives", "14 negatives",
+        "batch 4", "batch 8", "batch 32", "2 negatives", "14 negatives",
     ]  # fmt: skip
     assert {row["setting"] for row in panels["sinkhorn"]["rows"]} == {"Sinkhorn-Knopp", "centering", "neither"}
     assert "ln K = 5.55" in panels["dino"]["found"]

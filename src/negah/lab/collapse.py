@@ -36,6 +36,7 @@ from negah.losses.distill import Center, sinkhorn
 from negah.nn.backbone import Backbone
 from negah.ssl import BYOL, DINO, SimCLR
 from negah.ssl.collapse import CollapseDoctor
+from negah.ssl.figures import FEWEST
 from negah.ssl.simclr import nt_xent
 from negah.ssl.teacher import Teacher
 from negah.train.schedules import constant
@@ -160,7 +161,7 @@ def negatives(pictures: Pictures, effort: Effort) -> Panel:
     """SimCLR against batch size, and against the number of negatives at one batch size."""
     views, batch = [small_views()] * 2, effort.batch
     sized: dict[int, list[Learned]] = {}
-    for size in sorted({max(2, batch // 4), batch, 4 * batch}):
+    for size in sorted({max(FEWEST, batch // 4), batch, 4 * batch}):
         its = replace(effort, batch=size, steps=max(1, effort.steps * batch // size))
         sized[size] = learn_all({f"batch {size}": small_simclr}, pictures, views, its, lr=LR * math.sqrt(size / batch))
     grouped = {batch: [replace(run, label=f"{2 * batch - 2} negatives") for run in sized[batch]]}
