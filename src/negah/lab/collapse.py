@@ -26,6 +26,7 @@ from negah.lab.training import (
     Learned,
     Pictures,
     learn_all,
+    legend,
     plot_curves,
     plot_points,
     small_crops,
@@ -139,7 +140,7 @@ def byol(runs: Sequence[Learned], pictures: Pictures) -> Panel:
     plot, (left, right) = figure(2)
     plot_curves(left, runs, "embedding_std", title="spread of embeddings", floor=1.0)
     plot_curves(right, runs, "knn", title="kNN accuracy")
-    right.legend(fontsize=8, frameon=False)
+    legend(right)
     return Panel(
         name="byol", title="BYOL without its parts",
         asks="BYOL predicts what a moving average of the network says of another view of a picture. A constant would"
@@ -250,7 +251,7 @@ def teacher(runs: Sequence[Learned], pictures: Pictures) -> Panel:
             f" {len(leads)} checks, by {mean(leads):+.3f} on average; at the end by"
             f" {checks[-1]['teacher'] - checks[-1]['student']:+.3f}."
         )
-    axes[-1].legend(fontsize=8, frameon=False)
+    legend(axes[-1])
     return Panel(
         name="teacher", title="The teacher against its student, early in training",
         asks="The teacher is a moving average of the student, so one might expect it to be behind. DINO's paper finds"
@@ -288,7 +289,7 @@ def _teacher_figure(runs: Sequence[Learned]) -> Figure:
         axis.set_ylim(-0.05 * ln_k, 1.12 * ln_k)
         axis.text(0, 1.02 * ln_k, "ln K", color="#666", fontsize=8)
     plot_curves(right, runs, "knn", title="kNN accuracy")
-    right.legend(fontsize=8, frameon=False)
+    legend(right)
     return plot
 
 

@@ -30,7 +30,17 @@ from torch import Tensor, nn
 from negah.lab.collapse import BOTTLENECK, DINO_MOMENTUM, HIDDEN, PROTOTYPES, TEACHER_TEMPERATURE
 from negah.lab.conclusions import by_label, collapses, gains, versus
 from negah.lab.page import Page, Panel, figure
-from negah.lab.training import Effort, Learned, Pictures, learn_all, plot_bars, plot_curves, small_crops, summary
+from negah.lab.training import (
+    Effort,
+    Learned,
+    Pictures,
+    learn_all,
+    legend,
+    plot_bars,
+    plot_curves,
+    small_crops,
+    summary,
+)
 from negah.losses.distill import Center, pairs_cross_entropy, sharpened
 from negah.nn.backbone import Backbone
 from negah.nn.norm import globalise
@@ -196,5 +206,5 @@ def _figure(runs: Sequence[Learned]) -> Figure:
     plot_bars(left, runs, "knn", title="kNN accuracy", floor=mean(run.first("knn") for run in runs))
     plot_curves(right, runs, "embedding_std", title="spread of embeddings", floor=1.0)
     right.set_ylim(0, 1.05)
-    right.legend(fontsize=8, frameon=False)
+    legend(right)
     return plot

@@ -218,6 +218,11 @@ def plot_curves(
     axis.set(title=title, xlabel="step")
 
 
+def legend(axis: Any) -> None:
+    """Of the lines' labels, beside the plot: inside it would cover some of them."""
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
 def plot_points(
     axis: Any, by: Mapping[int, Sequence[Learned]], name: str, *, title: str, xlabel: str, floor: float | None = None
 ) -> None:  # fmt: skip
