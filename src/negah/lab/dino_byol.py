@@ -140,7 +140,7 @@ CHAIN = (
     Step("BYOL", 0, {}),
     Step("DINO's head", 0, {"prototypes": True}),
     Step("cross-entropy", 0, {"prototypes": True, "probabilities": True}),
-    Step("centering, no predictor", 0, ALL),
+    Step("centering for predictor", 0, ALL),
     Step("DINO", LOCALS, ALL),
 )
 SWAPS = (
