@@ -20,14 +20,15 @@ from negah.errors import InputError
 from negah.images.views import View, Views
 from negah.lab.page import Page, Panel, figure
 from negah.lab.shapes import Shapes, shapes
-from negah.lab.training import SIDE, TEST, TRAIN, Effort, Pictures, small_views
+from negah.lab.training import TEST, TRAIN, Effort, Pictures, small_views
 from negah.nn.backbone import ViTBackbone
 from negah.nn.vit import ViT
 from negah.ssl import DINO
 from negah.train import Batches, fit
-from negah.train.schedules import cosine
+from negah.train.schedules import constant
 
-LOCALS, LOCAL_SIDE, PATCH = 6, SIDE // 2, 4
+SIDE, PATCH = 24, 4
+LOCALS, LOCAL_SIDE = 4, 12
 CHOSEN_ON = 500  # training pictures on which the best head is chosen
 CHECKS = 6
 SHOWN = 8  # test pictures
@@ -52,15 +53,15 @@ def run(out: Path, effort: Effort) -> Page:
         raise InputError("background has to know the pixels of the object: leave out --data")
     train, test = shapes(TRAIN, SIDE, seed=0), shapes(TEST, SIDE, seed=1)
     crops = {
-        "with local crops": [small_views()] * 2 + [small_views(LOCAL_SIDE, low=0.1, high=0.4)] * LOCALS,
-        "global crops alone": [small_views()] * 2,
+        "with local crops": [small_views(SIDE)] * 2 + [small_views(LOCAL_SIDE, low=0.1, high=0.4)] * LOCALS,
+        "global crops alone": [small_views(SIDE)] * 2,
     }
     runs = [
         watch(label, seed, train, test, views, effort)
         for label, views in crops.items() for seed in range(effort.seeds)
     ]  # fmt: skip
     page = Page("background", "What turns the teacher to the object?", out, effort.settings())
-    page.add(_share(runs, test))
+    page.add(_share(runs))
     page.add(_pictures(runs, test))
     return page
 
@@ -71,10 +72,13 @@ def watch(label: str, seed: int, train: Shapes, test: Shapes, views: list[View],
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vit = ViT(
-            patch=PATCH, dim=48, depth=3, heads=3, grid=(SIDE // PATCH, SIDE // PATCH), layer_scale=None,
+            patch=PATCH, dim=48, depth=2, heads=3, grid=(SIDE // PATCH, SIDE // PATCH), layer_scale=None,
             interpolation="size",
         )  # fmt: skip
-        objective = DINO(ViTBackbone(vit), prototypes=256, hidden=128, bottleneck=32, momentum=cosine(0.99, 1.0))
+        objective = DINO(
+            ViTBackbone(vit), prototypes=64, hidden=128, bottleneck=16, head_norm=True, momentum=0.95,
+            teacher_temperature=constant(0.05), freeze_last=0.0,
+        )  # fmt: skip
     teacher: Any = objective.teacher.model.get_submodule("0")
     known = train.images[:CHOSEN_ON], train.masks[:CHOSEN_ON]
 
@@ -126,7 +130,7 @@ def turned(
     return mass.mean(0) / masks.mean()
 
 
-def _share(runs: list[Watched], test: Shapes) -> Panel:
+def _share(runs: list[Watched]) -> Panel:
     plot, axes = figure(2)
     rows: list[dict[str, Any]] = []
     for label in dict.fromkeys(run.label for run in runs):

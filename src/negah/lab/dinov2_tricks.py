@@ -131,7 +131,7 @@ def peak_memory(step: Step) -> int:
 
 def packed(effort: Effort) -> Panel:
     """Crops of two sizes through a transformer in training: one after the other, by size, packed."""
-    device, vit = compute_device(), _vit(patch=8, side=GLOBAL, dim=192, depth=4, drop_path=0.0)
+    device, vit = compute_device(), _vit(patch=8, side=GLOBAL, dim=128, depth=4, drop_path=0.0)
     pictures = (255 * torch.rand(IMAGES, 3, GLOBAL, GLOBAL)).byte()
     recipe = [small_views(GLOBAL)] * 2 + [small_views(LOCAL, low=0.1, high=0.4)] * LOCALS
     crops = [crop.to(device) for crop in views(pictures, recipe, generator=torch.Generator().manual_seed(0))]
@@ -159,11 +159,11 @@ def packed(effort: Effort) -> Panel:
 
 def depth(effort: Effort) -> Panel:
     """Stochastic depth, its rows left out or multiplied by zero."""
-    images = torch.rand(16, 3, GLOBAL, GLOBAL, device=compute_device())
+    images = torch.rand(8, 3, GLOBAL, GLOBAL, device=compute_device())
     steps: dict[str, Step] = {}
     for rate in (0.0, *RATES):
         for name, kind in (("left out", Block), ("times zero", Multiplied)):
-            vit = _vit(patch=8, side=GLOBAL, dim=192, depth=2, drop_path=rate)
+            vit = _vit(patch=8, side=GLOBAL, dim=128, depth=2, drop_path=rate)
             for block in vit.blocks:
                 block.__class__ = kind
             if rate or kind is Block:
@@ -180,7 +180,7 @@ def depth(effort: Effort) -> Panel:
     at = [row for row in rows if row["setting"].endswith(f" {RATES[1]:g}")]
     return Panel(
         name="depth", title="Stochastic depth",
-        asks="Forward and backward of 16 pictures through 2 blocks, each of whose branches is dropped for a picture at "
+        asks="Forward and backward of 8 pictures through 2 blocks, each of whose branches is dropped for a picture at "
         "the rate given: computed for the pictures that keep it alone, or for all and multiplied by zero. One would "
         "expect the first to save its rate in time and memory, the second nothing.",
         found=" ".join(_told(row, "stochastic depth off") for row in at), rows=rows, figure=plot,
@@ -323,7 +323,7 @@ def _step(vit: ViT, forward: Callable[[], Sequence[Tokens]]) -> None:
 
 def _told(row: dict[str, Any], base: str) -> str:
     return (
-        f"{row['setting'].capitalize()}: {row['speed']:.2f} times as fast as {base}"
+        f"{row['setting'][0].upper()}{row['setting'][1:]}: {row['speed']:.2f} times as fast as {base}"
         f" (middle half of the rounds {row['speed, lower quarter']:.2f} to {row['speed, upper quarter']:.2f}),"
         f" {row['memory']:.2f} of its memory."
     )
