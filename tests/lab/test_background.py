@@ -1,7 +1,5 @@
 """Attention on the object is counted right, and what the page says follows from the runs."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -13,11 +11,17 @@ from negah.lab.training import Effort
 from negah.nn.vit import ViT
 
 
-def attending(weights: torch.Tensor) -> SimpleNamespace:
-    """A transformer of patches of 4 px whose CLS attends to itself by half, and to the patches by `weights`."""
-    n, heads, patches = weights.shape
-    rows = torch.cat([torch.full((n, heads, 1), 0.5), 0.5 * weights / weights.sum(-1, keepdim=True)], -1)
-    return SimpleNamespace(patch=4, attention=lambda images: rows.unsqueeze(2).expand(-1, -1, patches + 1, -1))
+class Attending(ViT):
+    """A transformer whose CLS attends to itself by half, and to the patches by `given`."""
+
+    def __init__(self, given: torch.Tensor):
+        super().__init__(patch=4, dim=8, depth=1, heads=1, grid=(8, 8))
+        self.given = 0.5 * given / given.sum(-1, keepdim=True)
+
+    def attention(self, images, layer=-1):
+        n, heads, patches = self.given.shape
+        rows = torch.cat([torch.full((n, heads, 1), 0.5), self.given], -1)
+        return rows.unsqueeze(2).expand(-1, -1, patches + 1, -1)
 
 
 def test_blind_attention_is_1_and_attention_on_the_object_alone_is_1_over_its_area():
@@ -27,7 +31,7 @@ def test_blind_attention_is_1_and_attention_on_the_object_alone_is_1_over_its_ar
     on_it[:, 2:4, 1:3] = 1
     weights = torch.stack([torch.ones(6, 64), on_it.flatten(1), 1 - on_it.flatten(1)], 1)
     images = torch.zeros(6, 3, 32, 32, dtype=torch.uint8)
-    assert turned(attending(weights), images, masks).tolist() == pytest.approx([1.0, 16.0, 0.0])
+    assert turned(Attending(weights), images, masks).tolist() == pytest.approx([1.0, 16.0, 0.0])
 
 
 def test_cls_attention_is_that_of_the_transformer_without_cls_itself():
@@ -59,13 +63,11 @@ def test_a_page_of_both_panels_in_equal_compute(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("local", "told"), [(2.0, "to the object more than"), (1.1, "to the object no more than")])
 def test_what_is_said_follows_the_figures(local, told):
-    runs = [
-        background.Watched(
-            label, 0, [{"step": 0, "all heads": 1.0, "best head": 1.0}, {"step": 9, "all heads": end, "best head": end}],
-            0.5, torch.rand(8, 8, 8), 1.0,
-        )
-        for label, end in (("with local crops", local), ("global crops alone", 1.5))
-    ]  # fmt: skip
+    def watched(label: str, end: float) -> background.Watched:
+        scores = [{"step": step, "all heads": value, "best head": value} for step, value in ((0, 1.0), (9, end))]
+        return background.Watched(label, 0, scores, 0.5, torch.rand(8, 8, 8), 1.0)
+
+    runs = [watched("with local crops", local), watched("global crops alone", 1.5)]
     assert told in background._share(runs).found
 
 

@@ -29,7 +29,7 @@ from negah.nn.backbone import Backbone, ViTBackbone
 from negah.nn.vit import Block, SelfAttention, Tokens, ViT, attend
 from negah.runs.record import compute_device
 from negah.ssl import DINOv2
-from negah.train.schedules import cosine
+from negah.train.schedules import constant
 
 Step = Callable[[], object]
 
@@ -291,10 +291,13 @@ def _train(
 
 def _dinov2(backbone: Backbone, guide: DINOv2 | None = None) -> DINOv2:
     assert isinstance(backbone, ViTBackbone)
-    recipe: dict[str, Any] = {"hidden": 128, "bottleneck": 32, "momentum": cosine(0.98, 1.0)}
+    recipe: dict[str, Any] = {
+        "hidden": 128, "bottleneck": 16, "momentum": 0.95, "teacher_temperature": constant(0.05), "freeze_last": 0.0,
+        "layer_decay": 1.0, "patch_lr": 1.0,
+    }  # fmt: skip
     if guide is not None:
         return DINOv2.distil(backbone, guide, **recipe)
-    return DINOv2(backbone, prototypes=256, **recipe)
+    return DINOv2(backbone, prototypes=64, balanced=True, **recipe)
 
 
 def _train_step(objective: DINOv2, crops: list[Tensor]) -> None:

@@ -119,7 +119,8 @@ def _told_lars(rows: Sequence[dict[str, Any]], batches: Sequence[int]) -> str:
     ahead = max(OPTIMIZERS, key=lambda name: knn(name, large, "scaled"))
     kept = max(OPTIMIZERS, key=lambda name: changes[name])
     return (
-        f"{'; '.join(told)}. At batch {large} {ahead} is ahead with the scaled rate, and {kept} lost less on the way."
+        f"{'; '.join(told)}. At batch {large}, with rates that were scaled, {ahead} is ahead;"
+        f" on the way there {kept} {'gained more' if changes[kept] > 0 else 'lost less'}."
     )
 
 
@@ -180,8 +181,8 @@ def leak(pictures: Pictures, effort: Effort) -> Panel:
     return Panel(
         name="leak", title="What batch norms betray",
         asks=f"MoCo as on {parts} devices of {GROUP} pictures each, whose batch norms see no others: with keys that "
-        "are normalised beside views of the same pictures as their queries, with keys shuffled over the devices, and with "
-        "norms that see the whole batch. Measured on test pictures: how often the other view of a picture is the "
+        "are normalised beside views of the same pictures as their queries, with keys shuffled over the devices, and "
+        "with norms that see the whole batch. Measured on test pictures: how often the other view of a picture is the "
         f"nearest of all, with norms of {GROUP} pictures that are the same for both views (together) or others "
         "(apart), in the last setting of all pictures; and kNN accuracy. A network that reads its company is good at "
         "the first, and only there: one would expect that of the first setting.",
