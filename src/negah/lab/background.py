@@ -30,6 +30,7 @@ from negah.train.schedules import constant
 SIDE, PATCH = 24, 4
 LOCALS, LOCAL_SIDE = 4, 12
 CHOSEN_ON = 500  # training pictures on which the best head is chosen
+TEACHER_TEMPERATURE = 0.03
 CHECKS = 6
 SHOWN = 8  # test pictures
 
@@ -77,7 +78,7 @@ def watch(label: str, seed: int, train: Shapes, test: Shapes, views: list[View],
         )  # fmt: skip
         objective = DINO(
             ViTBackbone(vit), prototypes=64, hidden=128, bottleneck=16, head_norm=True, momentum=0.95,
-            teacher_temperature=constant(0.05), freeze_last=0.0,
+            teacher_temperature=constant(TEACHER_TEMPERATURE), freeze_last=0.0,
         )  # fmt: skip
     teacher: Any = objective.teacher.model.get_submodule("0")
     known = train.images[:CHOSEN_ON], train.masks[:CHOSEN_ON]

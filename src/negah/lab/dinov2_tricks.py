@@ -195,7 +195,7 @@ def attention(effort: Effort) -> Panel:
         images = torch.rand(4, 3, side, side, device=compute_device())
         fused, written = (_vit(patch=8, side=side, dim=96, depth=2, drop_path=0.0) for _ in range(2))
         for block in written.blocks:
-            block.attn.__class__ = WrittenOut
+            block.set_submodule("attn", WrittenOut(written.dim, written.heads).to(compute_device()))
         steps = {
             "written out": partial(_step, written, partial(_alone, written, images)),
             "fused": partial(_step, fused, partial(_alone, fused, images)),
