@@ -27,7 +27,6 @@ from negah.lab.training import SIDE, Effort, Learned, Pictures, learn, plot_curv
 from negah.nn import crops as packing
 from negah.nn.backbone import Backbone, ViTBackbone
 from negah.nn.vit import Block, SelfAttention, Tokens, ViT, attend
-from negah.runs.record import compute_device
 from negah.ssl import DINOv2
 from negah.train.schedules import constant
 
@@ -108,7 +107,7 @@ def costs(steps: Mapping[str, Step], effort: Effort) -> dict[str, Cost]:
 
 
 def peak_memory(step: Step) -> int:
-    """Bytes that tensors hold at the peak of `step`, beyond those from before it."""
+    """Bytes that tensors hold at the peak of `step`, beyond those from before it, which it must not free."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -131,7 +130,7 @@ def peak_memory(step: Step) -> int:
 
 def packed(effort: Effort) -> Panel:
     """Crops of two sizes through a transformer in training: one after the other, by size, packed."""
-    device, vit = compute_device(), _vit(patch=8, side=GLOBAL, dim=128, depth=4, drop_path=0.0)
+    device, vit = _device(), _vit(patch=8, side=GLOBAL, dim=128, depth=4, drop_path=0.0)
     pictures = (255 * torch.rand(IMAGES, 3, GLOBAL, GLOBAL)).byte()
     recipe = [small_views(GLOBAL)] * 2 + [small_views(LOCAL, low=0.1, high=0.4)] * LOCALS
     crops = [crop.to(device) for crop in views(pictures, recipe, generator=torch.Generator().manual_seed(0))]
@@ -159,7 +158,7 @@ def packed(effort: Effort) -> Panel:
 
 def depth(effort: Effort) -> Panel:
     """Stochastic depth, its rows left out or multiplied by zero."""
-    images = torch.rand(8, 3, GLOBAL, GLOBAL, device=compute_device())
+    images = torch.rand(8, 3, GLOBAL, GLOBAL, device=_device())
     steps: dict[str, Step] = {}
     for rate in (0.0, *RATES):
         for name, kind in (("left out", Block), ("times zero", Multiplied)):
@@ -192,10 +191,10 @@ def attention(effort: Effort) -> Panel:
     """Fused attention against attention that writes out the weights of all pairs, for more and more tokens."""
     rows: list[dict[str, Any]] = []
     for side in SIDES:
-        images = torch.rand(4, 3, side, side, device=compute_device())
+        images = torch.rand(4, 3, side, side, device=_device())
         fused, written = (_vit(patch=8, side=side, dim=96, depth=2, drop_path=0.0) for _ in range(2))
         for block in written.blocks:
-            block.set_submodule("attn", WrittenOut(written.dim, written.heads).to(compute_device()))
+            block.set_submodule("attn", WrittenOut(written.dim, written.heads).to(_device()))
         steps = {
             "written out": partial(_step, written, partial(_alone, written, images)),
             "fused": partial(_step, fused, partial(_alone, fused, images)),
@@ -235,7 +234,7 @@ def distillation(pictures: Pictures, effort: Effort) -> Panel:
             run, trained[label] = _train(pictures, effort, label, seed, dim=dim, blocks=blocks, guide=wanted)
             runs.append(run)
             guide = guide or trained[label]
-    device, pixels = compute_device(), pictures.train[: effort.batch]
+    device, pixels = _device(), pictures.train[: effort.batch]
     crops = [crop.to(device) for crop in views(pixels, RECIPE, generator=torch.Generator().manual_seed(0))]
     steps = {label: partial(_train_step, it.to(device).train(), crops) for label, it in trained.items()}
     found = costs(steps, effort)
@@ -301,8 +300,15 @@ def _dinov2(backbone: Backbone, guide: DINOv2 | None = None) -> DINOv2:
 
 
 def _train_step(objective: DINOv2, crops: list[Tensor]) -> None:
-    objective.zero_grad(set_to_none=True)
+    """Forward and backward; nothing stays."""
     objective(crops)["loss"].backward()
+    objective.zero_grad()
+    objective.seen = {}
+
+
+def _device() -> torch.device:
+    """An accelerator only where its peak memory can be asked for."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _vit(*, patch: int, side: int, dim: int, depth: int, drop_path: float) -> ViT:
@@ -311,7 +317,7 @@ def _vit(*, patch: int, side: int, dim: int, depth: int, drop_path: float) -> Vi
         patch=patch, dim=dim, depth=depth, heads=dim // 32, grid=(side // patch, side // patch), layer_scale=None,
         drop_path=[drop_path] * depth, interpolation="size",
     )  # fmt: skip
-    return vit.to(compute_device()).train()
+    return vit.to(_device()).train()
 
 
 def _alone(vit: ViT, images: Tensor) -> list[Tokens]:
@@ -319,9 +325,9 @@ def _alone(vit: ViT, images: Tensor) -> list[Tokens]:
 
 
 def _step(vit: ViT, forward: Callable[[], Sequence[Tokens]]) -> None:
-    """Forward and backward, of a loss that all tokens have a part in."""
-    vit.zero_grad(set_to_none=True)
+    """Forward and backward, of a loss that all tokens have a part in; no gradient stays."""
     sum((part.cls.square().mean() + part.patches.square().mean() for part in forward()), torch.zeros(())).backward()
+    vit.zero_grad()
 
 
 def _told(row: dict[str, Any], base: str) -> str:
