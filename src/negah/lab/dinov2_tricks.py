@@ -52,7 +52,7 @@ class Cost:
         low, middle, high = quantiles(ratios, n=4, method="inclusive")
         return {
             "ms": 1000 * median(self.seconds), "MB": self.peak / 1e6, "speed": middle, "speed, lower quarter": low,
-            "speed, upper quarter": high, "memory": self.peak / base.peak,
+            "speed, upper quarter": high, "memory": self.peak / base.peak, "rounds": len(ratios),
         }  # fmt: skip
 
 
@@ -202,7 +202,7 @@ def attention(effort: Effort) -> Panel:
         found = costs(steps, effort)
         tokens = 1 + (side // 8) ** 2
         rows += [
-            {"setting": f"{name}, {tokens} tokens", "tokens": tokens, "way": name} | cost.row(found["written out"])
+            {"setting": f"{name}, {tokens} tokens"} | cost.row(found["written out"]) | {"tokens": tokens, "way": name}
             for name, cost in found.items()
         ]
     plot, axes = figure(2)
