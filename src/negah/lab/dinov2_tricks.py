@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import mean, median, quantiles
 from typing import Any
 
 import torch
@@ -211,6 +211,8 @@ def attention(effort: Effort) -> Panel:
             mine = [row for row in rows if row["way"] == way]
             axis.plot([row["tokens"] for row in mine], [row[name] for row in mine], marker="o", label=way)
         axis.set(title=title, xlabel="tokens", xscale="log", yscale="log")
+        axis.set_xticks([row["tokens"] for row in mine], [str(row["tokens"]) for row in mine])
+        axis.minorticks_off()
     axes[0].legend(fontsize=8, frameon=False)
     told = [_told(row, "written out") for row in rows if row["way"] == "fused"]
     return Panel(
@@ -246,6 +248,8 @@ def distillation(pictures: Pictures, effort: Effort) -> Panel:
     axis.legend(fontsize=8, frameon=False)
     large, alone, distilled = rows
     gain = distilled["knn"] - alone["knn"]
+    before = mean(run.scores[0]["knn"] for run in runs if run.label == "small")
+    chance = math.sqrt(sum(row["knn"] * (1 - row["knn"]) / row["seeds"] for row in rows[1:]) / len(pictures.test))
     return Panel(
         name="distillation", title="Distillation",
         asks="DINOv2 on a transformer of 3 blocks of width 96, on one of 2 blocks of width 32, and the same small one "
@@ -254,7 +258,9 @@ def distillation(pictures: Pictures, effort: Effort) -> Panel:
         "help the small one, and to cost its forward pass.",
         found=f"After equal steps the distilled student is {100 * abs(gain):.1f} points of kNN accuracy "
         f"{'above' if gain > 0 else 'below'} the one by itself ({100 * distilled['knn']:.1f} % and "
-        f"{100 * alone['knn']:.1f} %; the guide: {100 * large['knn']:.1f} %). A step with the guide runs at "
+        f"{100 * alone['knn']:.1f} %; the guide: {100 * large['knn']:.1f} %; the small one untrained: "
+        f"{100 * before:.1f} %); {len(pictures.test)} test pictures make the difference of two such figures uncertain "
+        f"by {100 * chance:.1f} points (standard error). A step with the guide runs at "
         f"{distilled['speed']:.2f} of the speed of one without (middle half of the rounds "
         f"{distilled['speed, lower quarter']:.2f} to {distilled['speed, upper quarter']:.2f}), in "
         f"{distilled['memory']:.2f} of its memory.",
