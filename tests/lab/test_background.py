@@ -68,7 +68,8 @@ def test_what_is_said_follows_the_figures(local, told):
         return background.Watched(label, 0, scores, 0.5, torch.rand(8, 8, 8), 1.0)
 
     runs = [watched("with local crops", local), watched("global crops alone", 1.5)]
-    assert told in background._share(runs).found
+    found = background._share(runs).found
+    assert told in found and f"in {int(local > 1.5)} of 1 seeds" in found
 
 
 def test_pictures_of_unknown_objects_are_refused(tmp_path):

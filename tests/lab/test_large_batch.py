@@ -94,7 +94,9 @@ def test_reading_company_is_named_where_it_shows(together, told):
 @pytest.mark.parametrize(("lars_knn", "ahead"), [(0.4, "LARS"), (0.2, "SGD")])
 def test_the_better_optimizer_at_the_largest_batch_is_named(lars_knn, ahead):
     rows = [
-        {"optimizer": name, "batch": batch, "how": how, "knn": knn if batch == 8 else 0.5}
+        {"optimizer": name, "batch": batch, "how": how, "knn": knn if batch == 8 else 0.5, "at the end": name == "SGD"}
         for name, knn in (("LARS", lars_knn), ("SGD", 0.3)) for batch in (2, 8) for how in ("scaled", "chosen anew")
     ]  # fmt: skip
-    assert f"{ahead} is ahead; on the way there {ahead} lost less" in large_batch._told_lars(rows, [2, 8])
+    told = large_batch._told_lars(rows, [2, 8])
+    assert f"{ahead} is ahead; on the way there {ahead} lost less" in told
+    assert told.endswith("outside: SGD at 2, SGD at 8.")

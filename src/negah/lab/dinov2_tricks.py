@@ -249,7 +249,7 @@ def distillation(pictures: Pictures, effort: Effort) -> Panel:
     large, alone, distilled = rows
     gain = distilled["knn"] - alone["knn"]
     before = mean(run.scores[0]["knn"] for run in runs if run.label == "small")
-    chance = math.sqrt(sum(row["knn"] * (1 - row["knn"]) / row["seeds"] for row in rows[1:]) / len(pictures.test))
+    chance = math.sqrt(sum(row["knn"] * (1 - row["knn"]) for row in rows[1:]) / len(pictures.test))
     return Panel(
         name="distillation", title="Distillation",
         asks="DINOv2 on a transformer of 3 blocks of width 96, on one of 2 blocks of width 32, and the same small one "

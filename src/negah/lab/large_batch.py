@@ -30,7 +30,7 @@ from negah.train.optim import LARS
 
 GROWTH = (0.25, 1, 4)  # batches, as parts of the set one
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"LARS": LARS, "SGD": SGD}
-RATES = {"LARS": (1.0, 3.0, 9.0), "SGD": (0.1, 0.3, 0.9)}  # for 256 pictures in a step
+RATES = {"LARS": (3.0, 9.0, 27.0), "SGD": (0.3, 1.0, 3.0)}  # for 256 pictures in a step
 GROUP = 4  # pictures of a device, in the second panel
 QUEUE = 4  # batches
 
@@ -85,6 +85,7 @@ def lars(pictures: Pictures, effort: Effort) -> Panel:
                     figures
                     | {"setting": f"{name}, batch {batch}, rate {how}", "rate for 256": rate}
                     | {"optimizer": name, "batch": batch, "how": how, "steps": mine[0].last("step")}
+                    | {"at the end": rate in (RATES[name][0], RATES[name][-1])}
                     | {"tried": [{"rate": tried, "loss": loss} for tried, loss in losses.items()]}
                 )
     return Panel(
@@ -118,9 +119,12 @@ def _told_lars(rows: Sequence[dict[str, Any]], batches: Sequence[int]) -> str:
     ]
     ahead = max(OPTIMIZERS, key=lambda name: knn(name, large, "scaled"))
     kept = max(OPTIMIZERS, key=lambda name: changes[name])
+    ends = {(row["optimizer"], row["batch"]) for row in rows if row["at the end"] and row["how"] == "chosen anew"}
+    listed = ", ".join(f"{name} at {batch}" for name, batch in sorted(ends))
     return (
         f"{'; '.join(told)}. At batch {large}, with rates that were scaled, {ahead} is ahead;"
         f" on the way there {kept} {'gained more' if changes[kept] > 0 else 'lost less'}."
+        f" Where the rate chosen is the first or last of those tried, a better one may lie outside: {listed or 'nowhere'}."
     )
 
 
