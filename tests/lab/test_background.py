@@ -57,6 +57,7 @@ def test_a_page_of_both_panels_in_equal_compute(tmp_path, monkeypatch):
         assert len(row["best head by seed"]) == 2
         assert row["best head"] == pytest.approx(sum(row["best head by seed"]) / 2)
         assert f"{row['all heads']:.2f} (all heads)" in share.found
+    assert all(f"in {row['shown, turned to']} of those shown ({row['setting']})" in maps.found for row in maps.rows)
     for panel in (share, maps):
         assert (tmp_path / f"{panel.name}.svg").stat().st_size > 1000
 

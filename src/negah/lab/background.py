@@ -187,12 +187,23 @@ def _pictures(runs: list[Watched], test: Shapes) -> Panel:
             axis.imshow(picture.numpy(), cmap="viridis", vmin=0)
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(name, fontsize=9)
+    of_object = F.avg_pool2d(test.masks[:SHOWN].unsqueeze(1), PATCH).squeeze(1)
+    rows = [
+        {
+            "setting": run.label, "best head": run.scores[-1]["best head"],
+            "shown, turned to": int(((run.maps * of_object).sum((1, 2)) > of_object.mean((1, 2))).sum()),
+        }
+        for run in first
+    ]  # fmt: skip
+    told = " and ".join(
+        f"{row['best head']:.2f} over all test pictures, and more attention on the object than its area in"
+        f" {row['shown, turned to']} of those shown ({row['setting']})"
+        for row in rows
+    )
     return Panel(
         name="maps", title="What the teacher attends to",
-        asks="The first test pictures, their objects, and the CLS attention of each teacher's best head (brighter is "
-        "more, each map by itself): a square for each patch of the picture.",
-        found=f"The maps are those of seed {first[0].seed}, whose best heads have a share over area of "
-        + " and ".join(f"{run.scores[-1]['best head']:.2f} ({run.label})" for run in first) + ".",
-        rows=[{"setting": run.label, "best head": run.scores[-1]["best head"]} for run in first], figure=plot,
-        code=[cls_attention],
+        asks=f"The first {SHOWN} test pictures, their objects, and the CLS attention of each teacher's best head "
+        "(brighter is more, each map by itself): a square for each patch of the picture. A ratio far above 1 is a mean: "
+        "one head may stand on the object of one picture and beside that of the next.",
+        found=f"Best heads of seed {first[0].seed}: {told}.", rows=rows, figure=plot, code=[cls_attention],
     )  # fmt: skip

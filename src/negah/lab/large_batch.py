@@ -124,7 +124,8 @@ def _told_lars(rows: Sequence[dict[str, Any]], batches: Sequence[int]) -> str:
     return (
         f"{'; '.join(told)}. At batch {large}, with rates that were scaled, {ahead} is ahead;"
         f" on the way there {kept} {'gained more' if changes[kept] > 0 else 'lost less'}."
-        f" Where the rate chosen is the first or last of those tried, a better one may lie outside: {listed or 'nowhere'}."
+        " Where the rate chosen is the first or last of those tried, a better one may lie outside:"
+        f" {listed or 'nowhere'}."
     )
 
 
