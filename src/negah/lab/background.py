@@ -203,7 +203,7 @@ def _pictures(runs: list[Watched], test: Shapes) -> Panel:
     return Panel(
         name="maps", title="What the teacher attends to",
         asks=f"The first {SHOWN} test pictures, their objects, and the CLS attention of each teacher's best head "
-        "(brighter is more, each map by itself): a square for each patch of the picture. A ratio far above 1 is a mean: "
+        "(brighter is more, each map by itself): a square for each patch. A ratio far above 1 is a mean over pictures: "
         "one head may stand on the object of one picture and beside that of the next.",
         found=f"Best heads of seed {first[0].seed}: {told}.", rows=rows, figure=plot, code=[cls_attention],
     )  # fmt: skip
