@@ -1,0 +1,235 @@
+"""What do large batches ask for: another optimiser, and batch norms that see the whole batch?
+
+SimCLR (Chen et al. 2020, arXiv:2002.05709) trains on thousands of pictures a step, spread over many devices, with LARS
+(You et al. 2017, arXiv:1708.03888) and with the batch statistics of all devices; MoCo (He et al. 2020,
+arXiv:1911.05722, section 3.3) shuffles its keys over the devices instead.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from negah.images.views import views
+from negah.lab.page import Page, Panel, figure
+from negah.lab.training import Effort, Learned, Pictures, learn, small_views, summary
+from negah.nn.backbone import Backbone, ConvBackbone
+from negah.nn.norm import SplitBatchNorm2d
+from negah.nn.resnet import ResNet
+from negah.ssl import MoCo, SimCLR
+from negah.train.optim import LARS
+
+GROWTH = (0.25, 1, 4)  # batches, as parts of the set one
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"LARS": LARS, "SGD": SGD}
+RATES = {"LARS": (3.0, 9.0, 27.0), "SGD": (0.3, 1.0, 3.0)}  # for 256 pictures in a step
+GROUP = 4  # pictures of a device, in the second panel
+QUEUE = 4  # batches
+
+
+class Unshuffled(MoCo):
+    """MoCo whose keys are normalised beside views of the same pictures as their queries."""
+
+    def keys(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch dim"]:
+        with torch.no_grad():
+            return self.teacher(images)
+
+
+def run(out: Path, effort: Effort) -> Page:
+    """Both panels into the folder `out`."""
+    pictures = Pictures.of(effort)
+    page = Page("large-batch", "What do large batches ask for?", out, effort.settings())
+    page.add(lars(pictures, effort))
+    page.add(leak(pictures, effort))
+    return page
+
+
+def lars(pictures: Pictures, effort: Effort) -> Panel:
+    """LARS and SGD with momentum, at batches that grow while the pictures seen stay as many.
+
+    Every rate is tried with seed 0; the other seeds run what was chosen.  There are many runs, so each sees only half
+    of the pictures that `effort` asks for.
+    """
+    batches = [max(4, round(effort.batch * growth)) for growth in GROWTH]
+
+    def trained(name: str, batch: int, rate: float, seed: int) -> Learned:
+        steps = max(2, round(effort.steps * effort.batch / 2 / batch))
+        return learn(
+            partial(SimCLR, hidden=256, dim=64, temperature=0.2), pictures, [small_views()] * 2,
+            replace(effort, batch=batch, steps=steps), label=f"{name}, batch {batch}, rate {rate:g}", seed=seed,
+            network=small_network, optimizer=partial(OPTIMIZERS[name], momentum=0.9), lr=rate * batch / 256, checks=1,
+        )  # fmt: skip
+
+    runs = {
+        (name, batch, rate): [trained(name, batch, rate, 0)]
+        for name in OPTIMIZERS for batch in batches for rate in RATES[name]
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name in OPTIMIZERS:
+        for batch in batches:
+            for how, judged_at in (("scaled", batches[0]), ("chosen anew", batch)):
+                losses = {rate: final_loss(runs[name, judged_at, rate][0]) for rate in RATES[name]}
+                rate = min(losses, key=lambda rate: losses[rate])
+                mine = runs[name, batch, rate]
+                mine += [trained(name, batch, rate, seed) for seed in range(len(mine), effort.seeds)]
+                (figures,) = summary(mine, ["knn", "loss"])
+                rows.append(
+                    figures
+                    | {"setting": f"{name}, batch {batch}, rate {how}", "rate for 256": rate}
+                    | {"optimizer": name, "batch": batch, "how": how, "steps": mine[0].last("step")}
+                    | {"at the end": rate in (RATES[name][0], RATES[name][-1])}
+                    | {"tried": [{"rate": tried, "loss": loss} for tried, loss in losses.items()]}
+                )
+    return Panel(
+        name="lars", title="LARS against SGD as the batch grows",
+        asks=f"SimCLR with LARS and with SGD, both of momentum 0.9, at batches of {_listed(batches)} and equally many "
+        "pictures seen, so at fewer and fewer steps. The learning rate grows with the batch, after a warm-up of a "
+        "tenth of the steps: the rate whose training loss is the lowest at the smallest batch, scaled (solid), or "
+        "chosen anew among three at each batch in the same way (dashed). Measured: kNN accuracy on test pictures. One "
+        "would expect SGD to lose more than LARS as the rate is scaled up.",
+        found=_told_lars(rows, batches), rows=rows, figure=_plot_lars(rows, batches), code=[LARS, SimCLR],
+    )  # fmt: skip
+
+
+def final_loss(run: Learned) -> float:
+    """Mean training loss of the last fifth of a run, of which one step says little."""
+    losses = [row["loss"] for row in run.history]
+    return mean(losses[-max(1, len(losses) // 5) :])
+
+
+def _told_lars(rows: Sequence[dict[str, Any]], batches: Sequence[int]) -> str:
+    def knn(name: str, batch: int, how: str) -> float:
+        (row,) = (r for r in rows if (r["optimizer"], r["batch"], r["how"]) == (name, batch, how))
+        return 100 * row["knn"]
+
+    small, large = batches[0], batches[-1]
+    changes = {name: knn(name, large, "scaled") - knn(name, small, "scaled") for name in OPTIMIZERS}
+    told = [
+        f"{name}, its rate scaled from batch {small} to {large}, went from {knn(name, small, 'scaled'):.1f} to "
+        f"{knn(name, large, 'scaled'):.1f} % ({knn(name, large, 'chosen anew'):.1f} % with the rate chosen anew)"
+        for name in OPTIMIZERS
+    ]
+    ahead = max(OPTIMIZERS, key=lambda name: knn(name, large, "scaled"))
+    kept = max(OPTIMIZERS, key=lambda name: changes[name])
+    ends = {(row["optimizer"], row["batch"]) for row in rows if row["at the end"] and row["how"] == "chosen anew"}
+    listed = ", ".join(f"{name} at {batch}" for name, batch in sorted(ends))
+    return (
+        f"{'; '.join(told)}. At batch {large}, with rates that were scaled, {ahead} is ahead;"
+        f" on the way there {kept} {'gained more' if changes[kept] > 0 else 'lost less'}."
+        " Where the rate chosen is the first or last of those tried, a better one may lie outside:"
+        f" {listed or 'nowhere'}."
+    )
+
+
+def _plot_lars(rows: Sequence[dict[str, Any]], batches: Sequence[int]) -> Any:
+    plot, (axis,) = figure(width=6)
+    for colour, name in enumerate(OPTIMIZERS):
+        for how, line in (("scaled", "-"), ("chosen anew", "--")):
+            mine = [row for row in rows if row["optimizer"] == name and row["how"] == how]
+            axis.plot(
+                batches, [row["knn"] for row in mine], line, color=f"C{colour}", marker="o", label=f"{name}, rate {how}"
+            )
+    axis.set(title="kNN accuracy", xlabel="pictures in a step", xscale="log")
+    axis.set_xticks(batches, [str(batch) for batch in batches])
+    axis.minorticks_off()
+    axis.legend(fontsize=8, frameon=False)
+    return plot
+
+
+def leak(pictures: Pictures, effort: Effort) -> Panel:
+    """MoCo with batch norms of each device, in whose statistics a key can be told by its company."""
+    parts = max(1, effort.batch // GROUP)
+    effort = replace(effort, batch=parts * GROUP)
+    recipe: dict[str, Any] = {"dim": 64, "queue": QUEUE * effort.batch, "momentum": 0.98}
+    settings: dict[str, Callable[[Backbone], MoCo]] = {
+        "by device, same company": partial(Unshuffled, parts=parts, **recipe),
+        "by device, shuffled": partial(MoCo, parts=parts, **recipe),
+        "whole batch": partial(MoCo, parts=1, **recipe),
+    }
+    rows: list[dict[str, Any]] = []
+    for label, make in settings.items():
+        runs: list[Learned] = []
+        ranks: list[dict[str, float]] = []
+        for seed in range(effort.seeds):
+            made: list[MoCo] = []
+
+            def kept(backbone: Backbone, make=make, made=made) -> MoCo:
+                made.append(make(backbone))
+                return made[0]
+
+            runs.append(
+                learn(
+                    kept, pictures, [small_views()] * 2, effort, label=label, seed=seed, network=small_network, lr=4e-3
+                )
+            )
+            ranks.append({how: ranked_first(made[0], pictures, how) for how in ("together", "apart")})
+        (row,) = summary(runs, ["knn", "loss"])
+        rows.append(row | {f"first, {how}": mean(rank[how] for rank in ranks) for how in ("together", "apart")})
+    plot, (left, right) = figure(2)
+    names = [row["setting"].replace(", ", ",\n") for row in rows]
+    for shift, how in ((-0.2, "together"), (0.2, "apart")):
+        heights = [row[f"first, {how}"] for row in rows]
+        left.bar([i + shift for i in range(len(rows))], heights, width=0.4, label=f"views {how}")
+    left.legend(fontsize=8, frameon=False)
+    right.bar(range(len(rows)), [row["knn"] for row in rows], color="C2")
+    for axis, title in ((left, "other view ranked first"), (right, "kNN accuracy")):
+        axis.set(title=title)
+        axis.set_xticks(range(len(rows)), names, fontsize=8)
+    return Panel(
+        name="leak", title="What batch norms betray",
+        asks=f"MoCo as on {parts} devices of {GROUP} pictures each, whose batch norms see no others: with keys that "
+        "are normalised beside views of the same pictures as their queries, with keys shuffled over the devices, and "
+        "with norms that see the whole batch. Measured on test pictures: how often the other view of a picture is the "
+        f"nearest of all, with norms of {GROUP} pictures that are the same for both views (together) or others "
+        "(apart), in the last setting of all pictures; and kNN accuracy. A network that reads its company is good at "
+        "the first, and only there: one would expect that of the first setting.",
+        found=_told_leak(rows), rows=rows, figure=plot, code=[MoCo.keys, Unshuffled, SplitBatchNorm2d],
+    )  # fmt: skip
+
+
+def ranked_first(moco: MoCo, pictures: Pictures, how: str) -> float:
+    """Share of test pictures whose other view is the nearest of all pictures' other views, with norms as in training.
+
+    how: "together": both views of a picture are normalised beside views of the same pictures; "apart": of others.
+    """
+    network = copy.deepcopy(nn.Sequential(moco.backbone, moco.projector)).train()
+    n = len(pictures.test) // GROUP * GROUP
+    for norm in network.modules():
+        if isinstance(norm, SplitBatchNorm2d):
+            norm.parts = n // GROUP
+    generator = torch.Generator().manual_seed(0)
+    first, second = views(pictures.test[:n], [small_views()] * 2, generator=generator)
+    order = torch.arange(n) if how == "together" else torch.randperm(n, generator=generator)
+    with torch.no_grad():
+        queries = F.normalize(network(first), dim=1)
+        keys = F.normalize(network(second[order])[order.argsort()], dim=1)
+    return ((queries @ keys.T).argmax(1) == torch.arange(n)).float().mean().item()
+
+
+def _told_leak(rows: Sequence[dict[str, Any]]) -> str:
+    told = [
+        f"{row['setting']}: first in {100 * row['first, together']:.1f} % together and {100 * row['first, apart']:.1f} "
+        f"% apart, kNN {100 * row['knn']:.1f} %"
+        for row in rows
+    ]
+    reads = [row["setting"] for row in rows if row["first, together"] > 1.5 * row["first, apart"]]
+    return f"Settings, {'; '.join(told)}. More than half as good again in company: {', '.join(reads) or 'none'}."
+
+
+def small_network(seed: int) -> ConvBackbone:
+    """The lab's network with a coarser stem, so on maps a quarter as large: many runs are to be compared."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem="imagenet"))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"

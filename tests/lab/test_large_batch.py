@@ -1,0 +1,102 @@
+"""Rates are chosen by training loss and scaled; company in batch norms is found out; words follow the figures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from negah.lab import large_batch
+from negah.lab.large_batch import GROUP, Unshuffled, lars, leak, ranked_first, small_network
+from negah.lab.training import Effort, Pictures
+from negah.nn.backbone import Backbone
+from negah.ssl import MoCo
+
+EFFORT = Effort(steps=8, batch=16, seeds=2, say=lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Pictures:
+    whole = Pictures.of(EFFORT)
+    return Pictures(whole.train[:64], whole.train_labels[:64], whole.test[:64], whole.test_labels[:64])
+
+
+def test_rates_are_chosen_by_training_loss_and_scaled_from_the_smallest_batch(pictures, monkeypatch):
+    monkeypatch.setattr(large_batch, "GROWTH", (0.25, 1))
+    monkeypatch.setattr(large_batch, "RATES", {"LARS": (1.0, 9.0), "SGD": (0.1, 0.9)})
+    panel = lars(pictures, EFFORT)
+    assert len(panel.rows) == 2 * 2 * 2
+    for row in panel.rows:
+        assert row["steps"] * row["batch"] == EFFORT.steps * EFFORT.batch / 2 and row["seeds"] == 2
+        best = min(row["tried"], key=lambda tried: tried["loss"])
+        assert row["rate for 256"] == best["rate"]
+    for name in ("LARS", "SGD"):
+        mine = [row for row in panel.rows if row["optimizer"] == name]
+        assert len({row["rate for 256"] for row in mine if row["how"] == "scaled"}) == 1
+        small = [row for row in mine if row["batch"] == 4]
+        assert small[0]["knn"] == small[1]["knn"]
+        assert f"{name}, its rate scaled from batch 4 to 16, went from {100 * small[0]['knn']:.1f}" in panel.found
+
+
+class Company(Backbone):
+    """Says of a picture little but what its batch norm takes away: the mean of its company."""
+
+    width = 3
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, eps=1.0, affine=False)  # so it hardly scales
+
+    def forward(self, images):
+        x = nn.functional.avg_pool2d(images.float(), images.shape[-1])
+        return (x - self.norm(x)).flatten(1)
+
+
+def test_a_network_that_reads_its_company_is_found_out(pictures, monkeypatch):
+    torch.manual_seed(0)
+    reads = Unshuffled(Company(), dim=8, queue=64, parts=16, layers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(large_batch, "views", lambda images, recipe, generator: [images / 255, images / 255])
+        together, apart = (ranked_first(reads, pictures, how) for how in ("together", "apart"))
+    assert together > 0.5 and apart < 0.2
+    # A network whose norms see all pictures has no company to read, and the same of both.
+    whole = MoCo(small_network(0), dim=8, queue=64, parts=1)
+    before = [value.clone() for value in whole.state_dict().values()]
+    together, apart = (ranked_first(whole, pictures, how) for how in ("together", "apart"))
+    assert together == pytest.approx(apart, abs=1.5 / 64)
+    assert all(torch.equal(a, b) for a, b in zip(before, whole.state_dict().values()))
+
+
+def test_keys_share_company_with_their_queries_only_unshuffled(pictures):
+    images = pictures.train[:16] / 255
+    torch.manual_seed(0)
+    moco = Unshuffled(small_network(0), dim=8, queue=64, parts=16 // GROUP)
+    moco([images, images])
+    queries = moco.projector(moco.backbone(images))
+    torch.testing.assert_close(moco.keys(images), queries)
+    assert not torch.allclose(MoCo.keys(moco, images), queries, atol=1e-3)
+
+
+def test_the_leak_is_told_by_its_figures(pictures):
+    panel = leak(pictures, replace(EFFORT, batch=18))  # not a multiple of a device's pictures
+    assert [row["setting"] for row in panel.rows][2] == "whole batch" and len(panel.rows) == 3
+    for row in panel.rows:
+        assert row["seeds"] == 2 and 0 <= row["first, apart"] <= 1
+        assert f"{row['setting']}: first in {100 * row['first, together']:.1f} %" in panel.found
+
+
+@pytest.mark.parametrize(("together", "told"), [(0.5, "company: one."), (0.3, "company: none.")])
+def test_reading_company_is_named_where_it_shows(together, told):
+    row = {"setting": "one", "first, together": together, "first, apart": 0.25, "knn": 0.4}
+    assert large_batch._told_leak([row]).endswith(told)
+
+
+@pytest.mark.parametrize(("lars_knn", "ahead"), [(0.4, "LARS"), (0.2, "SGD")])
+def test_the_better_optimizer_at_the_largest_batch_is_named(lars_knn, ahead):
+    rows = [
+        {"optimizer": name, "batch": batch, "how": how, "knn": knn if batch == 8 else 0.5, "at the end": name == "SGD"}
+        for name, knn in (("LARS", lars_knn), ("SGD", 0.3)) for batch in (2, 8) for how in ("scaled", "chosen anew")
+    ]  # fmt: skip
+    told = large_batch._told_lars(rows, [2, 8])
+    assert f"{ahead} is ahead; on the way there {ahead} lost less" in told
+    assert told.endswith("outside: SGD at 2, SGD at 8.")
