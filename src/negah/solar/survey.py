@@ -29,7 +29,7 @@ from negah.images.sources import Source
 from negah.probe.attentive import Reading
 from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
-from negah.solar.footprint import footprint, mean_footprint
+from negah.solar.footprint import FirstEstimate, footprint, mean_footprint
 from negah.solar.ledger import REASONS, Ledger, Window, pack
 from negah.solar.merge import LEVEL
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
@@ -59,6 +59,11 @@ class Measure:
     threshold: float
     area_ratio: tuple[float, float] | None = None
     calibration: Calibration | None = None
+
+    @property
+    def sizes(self) -> Calibration | FirstEstimate:
+        """What is said of areas and their bounds."""
+        return self.calibration or FirstEstimate(self.area_ratio)
 
     @property
     def level(self) -> float:
@@ -373,18 +378,17 @@ def _measured(
     Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window, and where
     there is none, the strongest is raised to it: the panels of a survey sum to its windows.
     """
+    area[:], *bounds = measure.sizes.measure(area, probability.astype(float), gsd_m, ground_m2)
+    low, high = ([None if np.isnan(value) else value for value in some.tolist()] for some in bounds)
     if measure.calibration is None:
-        ratio = measure.area_ratio
-        low, high = ((area * r).tolist() for r in ratio) if ratio else ([None] * len(area), [None] * len(area))
         return low, high, [None] * len(area)
-    area[:], low, high = measure.calibration.measure(area, probability.astype(float), gsd_m, ground_m2)
     enough = np.nextafter(np.float16(measure.level), np.float16(1))  # in the type in which the ledger keeps fractions
     kept = fraction.astype(np.float16)
     faint = np.flatnonzero((area > 0) & (kept < enough).all(1))
     fraction[faint, fraction[faint].argmax(1)] = kept[faint, kept[faint].argmax(1)] = enough
     drawn = np.where(kept >= measure.level, kept, 0).mean(1, dtype=np.float64) * ground_m2
     factor = np.divide(area, drawn, out=np.ones(len(area)), where=drawn > 0)
-    return low.tolist(), high.tolist(), factor.tolist()
+    return low, high, factor.tolist()
 
 
 def doubts_of(
