@@ -2,17 +2,11 @@
 
     python benchmarks/area_jiangsu.py --work runs/area     # trains two small detectors first (two hours on two cores)
 
-Tiles of 0.1 m with masks (PV01), as they are and shrunk to 0.3 m.  Two kinds of detector:
-
-labels_only          the recipe of negah/aerial-tiny without any real mask (`LABELS_ONLY`, then
-                     `LABELS_ONLY_LARGE` with drawn arrays as large as those on halls): Duke labels, generated
-                     scenes, drawn panels, and of Jiangsu cuts only whether they show panels.  Trained twice, each time
-                     on one half of the places, calibrated on the masks of that half, and asked about the other, of
-                     which it knows nothing; the threshold is 0.5, chosen by nothing.
-tiny_from_elsewhere  negah/aerial-tiny itself, which learned from masks of other places, calibrated on those masks and
-                     asked about the 47 tiles, all of one place, that were kept aside from it.
-tiny_in_place        the same tiles, calibrated on others among them: folds of single tiles of one place, which
-                     flatters, and is what somebody gets who draws masks in the place that she surveys.
+Tiles of 0.1 m with masks (PV01), as they are and shrunk to 0.3 m.  The detector, called labels_only, is the recipe of
+negah/aerial-tiny without any real mask (`LABELS_ONLY`, then `LABELS_ONLY_LARGE` with drawn arrays as large as those on
+halls): Duke labels, generated scenes, drawn panels, and of Jiangsu cuts only whether they show panels.  Trained twice,
+each time on one half of the places, calibrated on the masks of that half, and asked about the other, of which it knows
+nothing; the threshold is 0.5, chosen by nothing.  The bundled detector is asked in area_jiangsu_tiny.py.
 
 Beside `evidence: labels`, which is the head as it was trained and a calibration, stands `evidence: masks`, where the
 calibration masks teach the head's patch outputs anew.  Figures are means over `REPEATS` foldings; intervals are
@@ -26,8 +20,9 @@ of them can say "no panel"), and the survey's first estimate without a calibrati
 import argparse
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +46,9 @@ from negah.solar.footprint import footprint
 TARGETS = {"iou": 0.60, "median_error": 0.20, "bias": 0.10}
 REPEATS, SAMPLES, ZOOM, SCALE, THRESHOLD, LARGE = 3, 1000, 2, 0.8, 0.5, 0.6
 SIDES = {0.1: 256, 0.3: 85}  # pixels of a tile by ground size
+Cases = dict[str, tuple[Sequence[tuple[Seen | None, Seen]], list[tuple[Detector, np.ndarray]]]]
+"""By name: pairs of what is calibrated on (None: the other folds) and what is asked about; which tiles each detector is
+asked about."""
 
 
 def main() -> None:
@@ -66,7 +64,7 @@ def main() -> None:
         if not (args.work / f"half{half}.safetensors").is_file():
             train(data, args.work, half)
     if args.train is None:
-        report(data, args.work)
+        report(data, [load(args.work / f"half{half}.safetensors") for half in (0, 1)])
 
 
 def train(data: Path, work: Path, half: int) -> None:
@@ -85,25 +83,28 @@ def train(data: Path, work: Path, half: int) -> None:
     save(pair.detector, work / f"half{half}.safetensors")
 
 
-def report(data: Path, work: Path) -> None:
-    rows, halves = jiangsu(data, folds=2)
-    aside = jiangsu(data, folds=5)[1] == 0
+def report(data: Path, detectors: list[Detector]) -> None:
+    """detectors: the one that is asked about each half."""
+    halves = jiangsu(data, folds=2)[1]
+
+    def cases(look: Callable[[Detector], Seen]) -> Cases:
+        seen = [look(detector) for detector in detectors]
+        parts = [(s.of(halves != h), s.of(halves == h)) for h, s in enumerate(seen)]
+        return {"labels_only": (parts, [(detector, halves == h) for h, detector in enumerate(detectors)])}
+
+    rows = scored(data, cases, baselines_of={"labels_only"})
+    write("area_jiangsu", "from image labels and calibration masks", rows, headline="labels_only")
+
+
+def scored(data: Path, cases: Callable[[Callable[[Detector], Seen]], Cases], *, baselines_of: set[str]) -> list[dict]:
+    """Figures of each case at each ground size.  cases: makes them, given what lets a detector look at all tiles."""
+    rows, found = jiangsu(data, folds=2)[0], []
     place = location_groups([float(r["lat"]) for r in rows], [float(r["lon"]) for r in rows], distance_m=300)
-    weak, tiny = [load(work / f"half{h}.safetensors") for h in (0, 1)], load("negah/aerial-tiny")
-    tiny.info = replace(tiny.info, threshold=THRESHOLD)
-    found = []
     for gsd, side in SIDES.items():
         with tempfile.TemporaryDirectory() as folder:
             pairs = extracted(data, rows, Path(folder), side)
-            by_weak = [replace(looked(pairs, detector, side), place=place) for detector in weak]
-            by_tiny = replace(looked(pairs, tiny, side), place=place)
-            cases = {
-                "labels_only": ([(by_weak[h].of(halves != h), by_weak[h].of(halves == h)) for h in (0, 1)],
-                                [(weak[h], halves == h) for h in (0, 1)]),
-                "tiny_from_elsewhere": ([(by_tiny.of(~aside), by_tiny.of(aside))], [(tiny, aside)]),
-                "tiny_in_place": ([(None, by_tiny.of(aside))], [(tiny, aside)]),
-            }  # fmt: skip
-            for name, (parts, asked) in cases.items():
+            looks = partial(looked, pairs, side=side, place=place)
+            for name, (parts, asked) in cases(looks).items():
                 seen = joined_seen([test for _, test in parts])
                 for evidence in ("labels", "masks"):
                     outs = [
@@ -113,14 +114,19 @@ def report(data: Path, work: Path) -> None:
                     about = {"detector": name, "gsd_m": gsd, "method": f"evidence_{evidence}"}
                     found.append(about | counts(seen) | figures(seen, outs))
                     print(found[-1], flush=True)
-                for method, fractions in baselines(pairs, asked, side).items() if name != "tiny_in_place" else ():
+                for method, fractions in baselines(pairs, asked, side).items() if name in baselines_of else ():
                     found.append({"detector": name, "gsd_m": gsd, "method": method} | plain(seen, fractions))
                     print(found[-1], flush=True)
-    head = next(r for r in found if (r["detector"], r["gsd_m"], r["method"]) == ("labels_only", 0.3, "evidence_labels"))
+    return found
+
+
+def write(name: str, of: str, rows: list[dict], *, headline: str) -> None:
+    """headline: the case whose outlines at 0.3 m, with evidence as it was trained, stand for all."""
+    head = next(r for r in rows if (r["detector"], r["gsd_m"], r["method"]) == (headline, 0.3, "evidence_labels"))
     path = results.write(
-        "area_jiangsu", claim="Overlap of outlines with masks of new places, from image labels and calibration masks",
-        rows=found, seeds=list(range(REPEATS)), packages=("numpy", "scipy"), targets=TARGETS,
-        headline={"value": head["iou"], "unit": "pooled IoU, labels_only at 0.3 m", "target": TARGETS["iou"],
+        name, claim=f"Overlap of outlines with masks of new places, {of}",
+        rows=rows, seeds=list(range(REPEATS)), packages=("numpy", "scipy"), targets=TARGETS,
+        headline={"value": head["iou"], "unit": f"pooled IoU, {headline} at 0.3 m", "target": TARGETS["iou"],
                   "better": "higher", "low": head["iou_low"], "high": head["iou_high"]},
     )  # fmt: skip
     print(path)
@@ -149,12 +155,12 @@ def extracted(data: Path, rows: list[dict[str, str]], folder: Path, side: int) -
     return [Pair(picture, mask) for picture, mask in zip(*sources, strict=True)]
 
 
-def looked(pairs: list[Pair], detector: Detector, side: int) -> Seen:
+def looked(pairs: list[Pair], detector: Detector, *, side: int, place: np.ndarray) -> Seen:
     seen, _, failures = compare(
         pairs, detector, gsd=25.6 / side, threshold=detector.info.threshold, zoom=ZOOM, outputs=True
     )
     assert not failures and len(seen) == len(pairs), failures
-    return seen
+    return replace(seen, place=place)
 
 
 def joined_seen(parts: list[Seen]) -> Seen:

@@ -18,7 +18,7 @@ from negah.runs.calibrate import Pair, compare
 from negah.runs.record import fingerprint_of
 from negah.runs.survey import Options, survey
 from negah.solar import calibration
-from negah.solar.area import Cells, look_at
+from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Bins, Calibration, Fit
 
 DATA = Path(os.environ.get("NEGAH_DATA", Path(__file__).parents[3] / "shared/data"))
@@ -84,8 +84,10 @@ def test_moving_turning_and_mirroring_stay_inside_the_interval(tmp_path):
 
     def measured(image: torch.Tensor) -> float:
         with torch.inference_mode():
-            probability = detector(image[None]).logit.sigmoid().numpy()
-            look = look_at(detector, image, patch=8, zoom=2)
+            reading = detector(image[None])
+            probability = reading.logit.sigmoid().numpy()
+            first = glances(reading, [0], rows=image.shape[1] // 8)[0]
+            look = look_at(detector, image, first, patch=8, zoom=2)
         cell_m2 = (0.3 * 8 / 4) ** 2
         x = np.array([made.cells.fraction(look).sum(dtype=np.float64) * cell_m2])
         return float(made.area(x, probability.astype(float))[0])

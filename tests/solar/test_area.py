@@ -9,10 +9,12 @@ from negah.probe.attentive import Reading
 from negah.probe.detector import Detector
 from negah.solar.area import (
     Cells,
+    Glance,
     Known,
     Look,
     best_level,
     fit_cells,
+    glances,
     halved,
     look_at,
     quarters,
@@ -148,16 +150,58 @@ class Bright:
         return Reading(evidence.amax(1), bright.softmax(1).unsqueeze(1), evidence, bright.unsqueeze(2))
 
 
-def test_a_closer_look_is_of_one_enlarged_window():
+def glance(scorer, image: torch.Tensor) -> Glance:
+    return glances(scorer(image[None]), [0], rows=image.shape[1] // 8)[0]
+
+
+def test_a_closer_look_is_of_the_enlarged_box_around_the_evidence():
     scorer = Bright()
-    image = torch.zeros(3, 16, 24, dtype=torch.uint8)
-    image[:, :8, 8:16] = 255
-    look = look_at(scorer, image, patch=8, zoom=2)
-    assert scorer.seen == [(1, 3, 32, 48)] and look.evidence.shape == (4, 6) and look.share.shape == (1, 4, 6)
-    assert look.outputs is None and look_at(scorer, image, patch=8, zoom=2, outputs=True).outputs is not None
+    image = torch.zeros(3, 40, 64, dtype=torch.uint8)
+    image[:, :8, 16:24] = 255
+    first = glance(scorer, image)
+    assert first.box == (1, 0, 3, 2)  # a patch around, as far as the window goes
+    look = look_at(scorer, image, first, patch=8, zoom=2)
+    assert scorer.seen[1:] == [(1, 3, 32, 48)] and look.evidence.shape == (4, 6) and look.share.shape == (1, 4, 6)
+    closer = look_at(scorer, image, first, patch=8, zoom=2, outputs=True)
+    assert look.outputs is None and closer.outputs is not None and closer.outputs.shape == (4, 6, 1)
     assert (look.evidence[:2, 2:4] > 2).all() and (look.evidence[2:] < -2).all()
-    fraction = Cells(2, 0.3, 0.0, 1.0, (0.0,)).fraction(look)
-    assert fraction.shape == (8, 12) and fraction.min() >= 0 and fraction.max() <= 1
+    fraction = Cells(2, 0.3, 3.0, 1.0, (0.0,)).fraction(look)
+    assert fraction.shape == (20, 32) and fraction.min() >= 0 and fraction.max() <= 1
+    box = look.inside(fraction)
+    assert box.shape == (8, 12) and box.min() > 0 and fraction.sum() == pytest.approx(box.sum())
+    assert (Known(look, fraction).inside == box).all()
+    assert look.inside(image.permute(1, 2, 0).numpy()).shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("evidence, box", [
+    ({(0, 0): 3.0, (4, 5): 3.0}, (0, 0, 7, 6)),  # (column, row, width, height), a patch around
+    ({(2, 2): 3.0, (6, 6): -1.0}, (1, 1, 3, 3)),  # 0.27 as a probability
+    ({(2, 2): 3.0, (6, 6): -0.8}, (1, 1, 6, 6)),  # 0.31
+    ({(2, 2): -3.0}, (1, 1, 3, 3)),  # all is weak: where it is strongest
+    ({(2, 2): np.nan}, (1, 1, 3, 3)),  # a broken model's: the survey says so of the window, and goes on
+])  # fmt: skip
+def test_the_box_holds_all_evidence_and_is_never_empty(evidence, box):
+    logits = np.full((7, 7), -6.0)
+    for place, value in evidence.items():
+        logits[place] = value
+    assert Glance(logits, np.zeros((1, 7, 7))).box == box
+
+
+def test_cells_are_fitted_on_boxes_as_surveys_see_them():
+    """The same figures, however much empty window lies around what was looked at."""
+    some = known(60, dim=6)
+    wide = []
+    for k in some:
+        around = Glance(np.full((10, 10), -6.0), np.zeros((2, 10, 10)))
+        around.evidence[3:7, 2:6] = 3.0  # with the margin, 6 x 6 patches
+        fraction = np.zeros((20, 20), np.float32)
+        fraction[4:16, 2:14] = k.fraction
+        wide.append(Known(k.look._replace(first=around), fraction))
+    for from_masks in (False, True):
+        cells = fit_cells(some, zoom=1, from_masks=from_masks)
+        assert fit_cells(wide, zoom=1, from_masks=from_masks) == cells
+        whole = cells.fraction(wide[0].look)
+        assert whole.shape == (20, 20) and (whole[4:16, 2:14] == cells.fraction(some[0].look)).mean() > 0.9
 
 
 def test_areas_add_up_where_attention_only_shares():
@@ -166,7 +210,7 @@ def test_areas_add_up_where_attention_only_shares():
     areas = []
     for width in (16, 32):
         image[:, 16:48, 8 : 8 + width] = 255
-        look = look_at(Bright(), image, patch=8, zoom=1)
+        look = look_at(Bright(), image, glance(Bright(), image), patch=8, zoom=1)
         areas.append(Cells(1, 0.3, 0.0, 1.0, (0.0,)).fraction(look).sum())
     assert areas[1] / areas[0] == pytest.approx(2, rel=0.1)
 
@@ -175,8 +219,8 @@ def test_the_bundled_layout_can_be_looked_at():
     detector = Detector.random(window_px=32)
     image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        look = look_at(detector, image, patch=8, zoom=2, outputs=True)
-        assert look.evidence.shape == (8, 8) and look.outputs is not None and look.outputs.shape == (8, 8, 32)
+        look = look_at(detector, image, glance(detector, image), patch=8, zoom=2, outputs=True)
+        assert look.outputs is not None and look.outputs.shape == (*look.evidence.shape, 32)
         whole = detector(image[None])
         assert whole.outputs is not None
         assert torch.allclose(detector.head.classifier(whole.outputs).squeeze(-1), whole.patch_logits, atol=1e-6)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from negah.solar.area import Known, Look
+from negah.solar.area import Glance, Known, Look
 from negah.solar.audit import audit
 
 
@@ -25,6 +25,15 @@ def test_a_head_on_panels_one_on_a_sink_and_one_on_itself():
     assert sink.pointing == 0 and sink.inside == pytest.approx(0, abs=1e-4) and sink.sink == pytest.approx(1, abs=1e-4)
     assert itself.sink == pytest.approx(0.84) and itself.inside == pytest.approx(2 / 16)
     assert evidence.name == "evidence" and evidence.iou == 1 and evidence.pointing == 1 and evidence.sink is None
+
+
+def test_it_is_the_first_look_that_is_asked_where_heads_look():
+    panel = np.zeros((4, 4))
+    panel[0, :2] = 1
+    whole = window(np.full((1, 4, 4), 1 / 16), panel)
+    first = Glance(whole.look.evidence, whole.look.share)
+    box = Look(np.full((4, 6), 5.0), np.zeros((1, 4, 6)), first=first)  # all panel, and all of the attention on it
+    assert audit([Known(box, whole.fraction)]) == audit([whole])
 
 
 def test_windows_without_panels_say_nothing():

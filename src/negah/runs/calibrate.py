@@ -27,7 +27,7 @@ from negah.probe.splits import NEIGHBOUR_M, location_groups
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
-from negah.solar.area import HALVES, Known, look_at, shrunk
+from negah.solar.area import HALVES, Known, glances, look_at, shrunk
 from negah.solar.calibration import Assessment, Calibration, Seen
 from negah.solar.ledger import Input, Ledger, Window
 from negah.solar.overlays import examples, sheet
@@ -274,7 +274,8 @@ def _rows(
                 rgb, valid = raster.read(source.layout.box(index), source.layout.shape)
                 image = torch.from_numpy(rgb.copy()).to(device).permute(2, 0, 1)
                 partly = None if valid.all() else patch_means(valid, detector.patch)
-                look = look_at(scorer, image, patch=detector.patch, zoom=zoom, outputs=outputs, valid=partly)
+                first = glances(scorer(image[None]), [0], rows=image.shape[1] // detector.patch)[0]
+                look = look_at(scorer, image, first, patch=detector.patch, zoom=zoom, outputs=outputs, valid=partly)
                 known = Known(look, shrunk(values, rows, cols) / most)
             yield Row(
                 window.area_m2, window.probability, float(values.mean()) / most, float(ground[index]), rows * cols,

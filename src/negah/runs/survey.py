@@ -186,7 +186,8 @@ def survey(
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
-            total, low, high = _total(areas, ledger, measure)
+            total, *bounds = measure.sizes.total(float(areas.sum()), ledger.areas())
+            low, high = (None if np.isnan(bound) else bound for bound in bounds)
             rests_on = how_bounded(measure)
             to_label: list[Row] = []
             if options.labels or options.label_next:
@@ -324,8 +325,7 @@ def _map(
     region: Region | None,
     progress: Progress,
 ) -> _Made:
-    interval = measure.calibration.interval if measure.calibration else _first_interval(measure.area_ratio)
-    panels = Panels(plan, kw=power.kw, interval=interval)
+    panels = Panels(plan, kw=power.kw, interval=measure.sizes.interval)
     names = heatmap_names(plan)
     drawn: dict[int, Drawn] = {}
     surveyed = 0.0
@@ -426,23 +426,6 @@ def _calibration(options: Options, detectors: Sequence[Detector]) -> Calibration
             "leave --threshold out, or calibrate at this one"
         )
     return found
-
-
-def _first_interval(area_ratio: tuple[float, float] | None):
-    """Bounds of first estimates; NaN where nothing is known of them."""
-    low, high = area_ratio or (np.nan, np.nan)
-    return lambda area_m2, gsd_m: (area_m2 * low, area_m2 * high)
-
-
-def _total(areas: np.ndarray, ledger: Ledger, measure: Measure) -> tuple[float, float | None, float | None]:
-    """Panel area of the survey and its bounds."""
-    total = float(areas.sum())
-    if measure.calibration:
-        windows = np.array([window.area_m2 for window in ledger.windows() if window.area_m2], dtype=float)
-        return measure.calibration.total(total, windows)
-    if measure.area_ratio:
-        return total, total * measure.area_ratio[0], total * measure.area_ratio[1]
-    return total, None, None
 
 
 def _check_region(plan: Plan, region: Region | None) -> None:

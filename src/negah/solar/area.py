@@ -1,4 +1,4 @@
-"""Panel area as a measurement: a second, closer look at a window with panels, read cell by cell.
+"""Panel area as a measurement: a second, closer look at where a window has panels, read cell by cell.
 
 Attention says where the head looked, but it is a share: it sums to one however large the panel.  Evidence, the head's
 own linear layer on each patch, is additive.  For patch j of a window, with e_j its evidence, a_hj the attention of head
@@ -16,11 +16,14 @@ labels.
 
 instead reads the head's patch outputs y_j with a linear layer of its own for each quarter of a patch, fitted on masks.
 
-Finer grids: the window is enlarged `zoom` times before it is looked at, so that a patch covers less ground, and logits
-are interpolated to half patches (Keys' bicubic kernel).  Then, where that helps on masks of other places, GrabCut
+Where to look: the box of the patches in which the first look saw evidence, and a margin; the rest of the window counts
+as empty.  The box costs a part of what the window would, and what is around a panel is still in view.
+
+Finer grids: the box is enlarged `zoom` times before it is looked at, so that a patch covers less ground, and logits are
+interpolated to half patches (Keys' bicubic kernel).  Then, where that helps on masks of other places, GrabCut
 (Rother, Kolmogorov and Blake 2004) moves outlines to edges of colour in the picture: cells of at least SURE are panel,
 of at most NONE are not, and the rest goes with those whose colours it has.  Groups of cells smaller than a module count
-as nothing.  Every window is looked at alone, so the look does not depend on what shares its batch.
+as nothing.  Every box is looked at alone, so the look does not depend on what shares its batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,39 +35,77 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Num, Real, UInt8
+from jaxtyping import Bool, Float, Num, Real, Shaped, UInt8
 from numpy import ndarray
 from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
+from negah.images.windows import Box
 from negah.probe.attentive import Reading
 
 HALVES = 2  # cells along a patch of the enlarged window
 PULL = 50.0  # of the prior of `bias`, `scale` and `heads`: a part of one window's cells, so only few masks feel it
 RIDGE = 1e-4  # on evidence from masks, per cell: pull towards the head's own layer
 PATCHES = 20_000  # that evidence from masks is fitted on, drawn at random
+LIKELY = 0.3  # evidence, as a probability, from which a patch is looked at again
+MARGIN = 1  # patches around those
 MOST = 400  # windows that cells are fitted on: more would hardly change so few numbers
 SURE, NONE = 0.7, 0.2  # fractions from which, and up to which, GrabCut takes a pixel as known
 LEVELS = np.arange(0.2, 0.65, 0.05)  # panel fractions from which a cell may count as panel
 
 
+class Glance(NamedTuple):
+    """What the first look at a window gave, patch by patch."""
+
+    evidence: Float[ndarray, "row1 col1"]  # logit
+    share: Float[ndarray, "head row1 col1"]  # log of n times the attention
+
+    @property
+    def box(self) -> Box:
+        """Where it is worth looking closer, in patches; never empty, also where the evidence is weak or no number."""
+        likely = expit(self.evidence)
+        seen = ~(likely < min(LIKELY, likely.max() / 2))
+        (top, bottom), (left, right) = (np.flatnonzero(seen.any(axis))[[0, -1]] for axis in (1, 0))
+        top, left = max(0, int(top) - MARGIN), max(0, int(left) - MARGIN)
+        rows, cols = seen.shape
+        return Box(left, top, min(cols, int(right) + 1 + MARGIN) - left, min(rows, int(bottom) + 1 + MARGIN) - top)
+
+
 class Look(NamedTuple):
-    """What a closer look at one window gives, patch by patch."""
+    """What a closer look at the box of one window gives, patch by patch.  first: None where the box is the window."""
 
     evidence: Float[ndarray, "row col"]  # logit
     share: Float[ndarray, "head row col"]  # log of n times the attention
     outputs: Float[ndarray, "row col dim"] | None = None  # what the head's linear layer reads, where it is asked for
     image: UInt8[ndarray, "h w 3"] | None = None  # the window
     valid: Float[ndarray, "row1 col1"] | None = None  # share of valid pixels in its patches, where some are not
+    first: Glance | None = None
+
+    @property
+    def glance(self) -> Glance:
+        """The first look at the window, or what there is of it."""
+        return self.first or Glance(self.evidence, self.share)
+
+    def inside(self, whole: Shaped[ndarray, "h w *rest"]) -> Shaped[ndarray, "h2 w2 *rest"]:
+        """The box's part of a map of the window, of whatever cells or pixels: a view."""
+        if self.first is None:
+            return whole
+        box, side = self.first.box, len(whole) // len(self.first.evidence)
+        return whole[box.row * side : (box.row + box.height) * side, box.col * side : (box.col + box.width) * side]
 
 
 class Known(NamedTuple):
-    """A look at a window whose mask is known.  fraction: of each half patch that is panel."""
+    """A look at a window whose mask is known.  fraction: of each half patch of the window that is panel."""
 
     look: Look
     fraction: Float[ndarray, "row2 col2"]
+
+    @property
+    def inside(self) -> Float[ndarray, "row3 col3"]:
+        """The fraction where the look was."""
+        return self.look.inside(self.fraction)
 
 
 @dataclass(frozen=True)
@@ -89,7 +130,7 @@ class Cells:
         return HALVES * self.zoom
 
     def fraction(self, look: Look) -> Float[ndarray, "row2 col2"]:
-        """Panel fraction of each half patch."""
+        """Panel fraction of each half patch of the window; 0 outside of the box."""
         if self.layer:
             assert look.outputs is not None
             layer = np.array(self.layer, np.float32)
@@ -98,34 +139,44 @@ class Cells:
             score = self.bias + self.scale * look.evidence + np.tensordot(self.heads, look.share, 1)
             fraction = expit(halved(score.astype(np.float32)))
         if self.refine and look.image is not None:
-            fraction = refined(fraction, look.image)
+            fraction = refined(fraction, look.inside(look.image))
+        if look.first is not None:
+            whole = np.zeros([side * self.fine for side in look.first.evidence.shape], np.float32)
+            look.inside(whole)[:] = fraction
+            fraction = whole
         fraction = without_specks(fraction, self.level, least=self.zoom**2)
         return fraction if look.valid is None else fraction * look.valid.repeat(self.fine, 0).repeat(self.fine, 1)
 
 
+def glances(reading: Reading, which: Sequence[int], *, rows: int) -> list[Glance]:
+    """The first look at some windows of a batch, whose patches lie in so many rows."""
+    evidence = reading.patch_logits[which].float().unflatten(1, (rows, -1))
+    share = (reading.attention[which].float() * reading.attention.shape[-1]).clamp(min=1e-6).log()
+    share = share.unflatten(2, (rows, -1))
+    return [Glance(e, s) for e, s in zip(evidence.cpu().numpy(), share.cpu().numpy(), strict=True)]
+
+
 def look_at(
-    scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], *, patch: int, zoom: int, outputs: bool = False,
-    valid: Float[ndarray, " patch"] | None = None,
+    scorer: Callable[..., Reading], image: UInt8[Tensor, "3 h w"], first: Glance, *, patch: int, zoom: int,
+    outputs: bool = False, valid: Float[ndarray, " patch"] | None = None,
 ) -> Look:  # fmt: skip
-    """Look at one window again, enlarged.
+    """Look at the box of one window again, enlarged.
 
     outputs: keep what evidence from masks is read from.  valid: share of valid pixels in its patches, row by row.
     """
-    window = image.permute(1, 2, 0).cpu().numpy()
-    height, width = image.shape[1] * zoom, image.shape[2] * zoom
-    if zoom > 1:
-        larger = F.interpolate(image[None].float(), size=(height, width), mode="bicubic").clamp(0, 255)
-        image = larger.round().to(torch.uint8)[0]
-    reading = scorer(image[None])
-    grid = height // patch, width // patch
-    share = (reading.attention[0].float() * reading.attention.shape[-1]).clamp(min=1e-6).log()
+    window, rows = image.permute(1, 2, 0).cpu().numpy(), len(first.evidence)
+    look = Look(first.evidence, first.share, None, window, None if valid is None else valid.reshape(rows, -1), first)
+    part = look.inside(window)
+    size = part.shape[1] * zoom, part.shape[0] * zoom  # as OpenCV has it: width, height
+    larger = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
+    reading = scorer(torch.from_numpy(larger).to(image.device).permute(2, 0, 1)[None])
+    closer = glances(reading, [0], rows=size[1] // patch)[0]
     kept = None
     if outputs:
         assert reading.outputs is not None, "this scorer gives no patch outputs"
-        kept = reading.outputs[0].half().unflatten(0, grid).cpu().numpy()  # half: they fill 0.3 MB a window
-    evidence = reading.patch_logits[0].float().reshape(grid).cpu().numpy()
-    patches = None if valid is None else valid.reshape(window.shape[0] // patch, -1)
-    return Look(evidence, share.unflatten(1, grid).cpu().numpy(), kept, window, patches)
+        # half: of a whole window they fill 0.3 MB
+        kept = reading.outputs[0].half().unflatten(0, closer.evidence.shape).cpu().numpy()
+    return look._replace(evidence=closer.evidence, share=closer.share, outputs=kept)
 
 
 def refined(fraction: Float[ndarray, "row col"], image: UInt8[ndarray, "h w 3"]) -> Float[ndarray, "row col"]:
@@ -187,7 +238,7 @@ def fit_cells(known: Sequence[Known], *, zoom: int, from_masks: bool, level: flo
     if from_masks:
         return Cells(zoom, level, 0.0, 1.0, (0.0,) * heads, _layer(known))
     columns = np.concatenate([_columns(k.look) for k in known])
-    target = np.concatenate([k.fraction.ravel() for k in known])
+    target = np.concatenate([k.inside.ravel() for k in known])
     prior = np.array([0.0, 1.0] + [0.0] * heads)
 
     def loss(beta: ndarray) -> tuple[float, ndarray]:
@@ -229,7 +280,7 @@ def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
     """Four logistic regressions on patch outputs, one for each quarter of a patch, from their least-squares start."""
     outputs = [k.look.outputs for k in known]
     x = np.concatenate([y.reshape(-1, y.shape[-1]) for y in outputs if y is not None]).astype(np.float32)
-    target = np.concatenate([_as_quarters(k.fraction) for k in known]).astype(np.float32)
+    target = np.concatenate([_as_quarters(k.inside) for k in known]).astype(np.float32)
     own = _own_layer(known)
     some = np.random.default_rng(0).permutation(len(x))[:PATCHES]
     x, target = x[some], target[some]

@@ -1,6 +1,6 @@
 """Where the heads look, against masks: when not to trust a map of attention.
 
-For each head, over windows that hold panels,
+For each head, in the first look at windows that hold panels,
 
     pointing   how often its strongest patch is on a panel (the pointing game, Zhang et al. 2016, arXiv:1608.00507)
     iou        of the patches that get more than their even share, with the panels
@@ -44,16 +44,16 @@ class Audit(NamedTuple):
 
 def audit(known: Sequence[Known]) -> Audit | None:
     """Each head, then the evidence, on windows that hold panels; None where there are none."""
-    truths = [shrunk(k.fraction, *k.look.evidence.shape) for k in known]
-    held = [(k.look, t) for k, t in zip(known, truths, strict=True) if (t >= ON_PANEL).any()]
+    seen = [(k.look.glance, shrunk(k.fraction, *k.look.glance.evidence.shape)) for k in known]
+    held = [(first, t) for first, t in seen if (t >= ON_PANEL).any()]
     if not held:
         return None
     heads = []
     for h in range(len(held[0][0].share)):
-        maps = [np.exp(look.share[h]) / look.share[h].size for look, _ in held]  # what patches get
+        maps = [np.exp(first.share[h]) / first.share[h].size for first, _ in held]  # what patches get
         even = [m * m.size for m in maps]
         heads.append(_head(f"head {h + 1}", maps, [e > 1 for e in even], [t for _, t in held], even))
-    maps = [expit(look.evidence) for look, _ in held]
+    maps = [expit(first.evidence) for first, _ in held]
     heads.append(_head("evidence", maps, [m >= 0.5 for m in maps], [t for _, t in held], None))
     return Audit(len(held), float(np.mean([t.mean() for _, t in held])), tuple(heads))
 

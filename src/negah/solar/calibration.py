@@ -48,7 +48,7 @@ from negah.probe.splits import grouped_folds
 from negah.solar.area import Cells, Known, best_level, fit_cells, overlap
 from negah.solar.audit import Audit, Head, audit
 
-FORMAT = 2
+FORMAT = 3  # goes up whenever surveys measure otherwise: a calibration corrects the errors of what it was fitted on
 LEAST = 20  # windows with a find that a calibration takes: below it no quantile of 95 % exists
 PULL = (5.0, 100.0)  # windows that the prior size = x counts for: its level, and its power, which extrapolates badly
 PRIOR = ((2.0, 2.0), (0.5, 0.5))  # of u and v: mean and deviation

@@ -15,10 +15,13 @@ How it fails: neither factor was fitted to areas, so the estimate carries the de
 where there is one, and a calibration on masks replaces it.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy import ndarray
 from torch import Tensor
 
 from negah.probe.attentive import Reading
@@ -46,3 +49,32 @@ def mean_footprint(prints: list[Footprint]) -> Footprint:
     return Footprint(
         torch.stack([p.probability for p in prints]).mean(0), torch.stack([p.fraction for p in prints]).mean(0)
     )
+
+
+@dataclass(frozen=True)
+class FirstEstimate:
+    """Areas as they are, in the place of a `negah.solar.calibration.Calibration`.
+
+    ratio: factors between which 90 % of the true areas lie.  None: nothing is known of them, and all bounds are NaN.
+    """
+
+    ratio: tuple[float, float] | None = None
+
+    def measure(
+        self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"],
+        ground_m2: Float[ndarray, " n"],
+    ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"], Float[ndarray, " n"]]:  # fmt: skip
+        """Areas of windows and their bounds."""
+        return area_m2, *self.interval(area_m2, gsd_m)
+
+    def interval(
+        self, area_m2: Float[ndarray, " n"], gsd_m: Float[ndarray, " n"]
+    ) -> tuple[Float[ndarray, " n"], Float[ndarray, " n"]]:
+        """Bounds of areas."""
+        low, high = self.ratio or (np.nan, np.nan)
+        return area_m2 * low, area_m2 * high
+
+    def total(self, sum_m2: float, area_m2: Float[ndarray, " n"]) -> tuple[float, float, float]:
+        """The sum and its bounds, as if all errors went the same way."""
+        low, high = self.ratio or (np.nan, np.nan)
+        return sum_m2, sum_m2 * low, sum_m2 * high

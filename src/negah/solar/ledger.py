@@ -262,7 +262,7 @@ class Ledger:
         for reasons, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
             counts.update(reasons.split(REASONS))
             areas.append(area)
-        every = math.fsum(area for (area,) in self._all("SELECT area_m2 FROM windows WHERE area_m2 > 0"))
+        every = math.fsum(self.areas())
         # fsum, and rounded: the same whatever the order and the batches in which windows came in
         share = round(math.fsum(areas) / every, 6) if every else 0.0
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))), share
@@ -278,6 +278,10 @@ class Ledger:
     def least_certain(self, threshold: float, count: int) -> list[Window]:
         """Windows with panels, those nearest to the threshold first."""
         return self._ranked("probability >= ? ORDER BY probability, id", threshold, count)
+
+    def areas(self) -> Float[ndarray, " n"]:
+        """Panel areas of the windows that have some, in m2."""
+        return np.array([area for (area,) in self._all("SELECT area_m2 FROM windows WHERE area_m2 > 0")], dtype=float)
 
     def probabilities(self, most: int) -> list[float]:
         """Probabilities of the scored windows; evenly thinned if there are more than `most`."""

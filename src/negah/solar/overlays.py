@@ -41,12 +41,12 @@ def examples(seen: Seen, calibration: Calibration, count: int) -> list[Example]:
         one = np.array([fraction.sum(dtype=np.float64) * seen.cell_m2[k]])
         rest = (values[k : k + 1] for values in (seen.probability, seen.gsd_m, seen.ground_m2))
         area, low, high = calibration.measure(one, *rest)
-        share = np.exp(known.look.share).mean(0)
+        share = np.exp(known.look.glance.share).mean(0)
         caption = (
             f"true {seen.true_m2[k]:,.1f} m2, measured {area[0]:,.1f} ({low[0]:,.1f} to {high[0]:,.1f}), "
             f"probability {seen.probability[k]:.2f}"
         )
-        evidence = expit(known.look.evidence)
+        evidence = expit(known.look.glance.evidence)
         rows.append(Example(known.look.image, share / share.max(), evidence, fraction, known.fraction, caption))
     return rows
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -26,9 +27,9 @@ from torch import Tensor
 from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.probe.attentive import Reading
-from negah.solar.area import look_at
+from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
-from negah.solar.footprint import footprint, mean_footprint
+from negah.solar.footprint import FirstEstimate, footprint, mean_footprint
 from negah.solar.ledger import REASONS, Ledger, Window, pack
 from negah.solar.merge import LEVEL
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
@@ -58,6 +59,11 @@ class Measure:
     threshold: float
     area_ratio: tuple[float, float] | None = None
     calibration: Calibration | None = None
+
+    @property
+    def sizes(self) -> Calibration | FirstEstimate:
+        """What is said of areas and their bounds."""
+        return self.calibration or FirstEstimate(self.area_ratio)
 
     @property
     def level(self) -> float:
@@ -120,6 +126,8 @@ def score(
 
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, cores)
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)  # GrabCut's own threads would take the cores from the streams
         stack.callback(give_back_memory)
         readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
         pool = stack.enter_context(ThreadPoolExecutor(streams, "score", torch.set_num_threads, (cores // streams,)))
@@ -293,13 +301,14 @@ def _score_chunk(
     if len(unusable) < count:
         # Unusable windows stay in the batch, black: its shape, and with it every bit of the others, is the plan's.
         images = torch.from_numpy(loaded.rgb).to(device).permute(0, 3, 1, 2)
-        # With a calibration, patches are read in a closer look.
-        above = measure.threshold if measure.calibration is None else torch.inf
-        readings = [scorer(images, above=above) for scorer in scorers]
+        readings = [scorer(images, above=measure.threshold) for scorer in scorers]
         found = mean_footprint([footprint(reading, threshold=measure.threshold) for reading in readings])
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         if measure.calibration is not None:
-            fraction = looked_closer(images, loaded.valid, probability, scorers[0], measure, patch=patch)
+            fraction = looked_closer(
+                images, loaded.valid, probability, readings[0], scorers[0], measure.calibration.cells,
+                threshold=measure.threshold, patch=patch,
+            )  # fmt: skip
         else:
             for place, share in loaded.valid.items():
                 fraction[place] *= share
@@ -338,17 +347,17 @@ def _score_chunk(
 
 def looked_closer(
     images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
-    probability: Float[ndarray, " batch"], scorer: Scorer, measure: Measure, *, patch: int,
+    probability: Float[ndarray, " batch"], reading: Reading, scorer: Scorer, cells: Cells, *, threshold: float,
+    patch: int,
 ) -> Float[ndarray, "batch cell"]:  # fmt: skip
     """Panel fractions of the cells; of windows that hold panels, each looked at once more, on its own."""
-    assert measure.calibration is not None
-    cells = measure.calibration.cells
-    patches = images.shape[2] // patch * (images.shape[3] // patch)
-    fraction = np.zeros((len(images), patches * cells.fine**2), np.float32)
-    for place in np.flatnonzero(probability >= measure.threshold).tolist():
+    fraction = np.zeros((len(images), reading.patch_logits.shape[1] * cells.fine**2), np.float32)
+    found = np.flatnonzero(probability >= threshold).tolist()
+    for place, first in zip(found, glances(reading, found, rows=images.shape[2] // patch), strict=True):
         look = look_at(
-            scorer, images[place], patch=patch, zoom=cells.zoom, outputs=bool(cells.layer), valid=valid.get(place)
-        )
+            scorer, images[place], first, patch=patch, zoom=cells.zoom, outputs=bool(cells.layer),
+            valid=valid.get(place),
+        )  # fmt: skip
         fraction[place] = cells.fraction(look).ravel()
     return fraction
 
@@ -369,18 +378,17 @@ def _measured(
     Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window, and where
     there is none, the strongest is raised to it: the panels of a survey sum to its windows.
     """
+    area[:], *bounds = measure.sizes.measure(area, probability.astype(float), gsd_m, ground_m2)
+    low, high = ([None if np.isnan(value) else value for value in some.tolist()] for some in bounds)
     if measure.calibration is None:
-        ratio = measure.area_ratio
-        low, high = ((area * r).tolist() for r in ratio) if ratio else ([None] * len(area), [None] * len(area))
         return low, high, [None] * len(area)
-    area[:], low, high = measure.calibration.measure(area, probability.astype(float), gsd_m, ground_m2)
     enough = np.nextafter(np.float16(measure.level), np.float16(1))  # in the type in which the ledger keeps fractions
     kept = fraction.astype(np.float16)
     faint = np.flatnonzero((area > 0) & (kept < enough).all(1))
     fraction[faint, fraction[faint].argmax(1)] = kept[faint, kept[faint].argmax(1)] = enough
     drawn = np.where(kept >= measure.level, kept, 0).mean(1, dtype=np.float64) * ground_m2
     factor = np.divide(area, drawn, out=np.ones(len(area)), where=drawn > 0)
-    return low.tolist(), high.tolist(), factor.tolist()
+    return low, high, factor.tolist()
 
 
 def doubts_of(
