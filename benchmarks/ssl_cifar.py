@@ -6,10 +6,11 @@
 Settings are those of lightly's CIFAR-10 benchmark (docs/source/getting_started/benchmarks/cifar10_benchmark.py in its
 repository): batches of 128, SGD with lr 0.06, momentum 0.9, weight decay 5e-4, cosine, no blur, moving averages of
 0.99, MoCo symmetric with norms in 8 parts, DINO with two crops and no local ones; the network is a ResNet-8 of 64
-features, and heads are smaller.  Both sides start from the same backbone weights and see the same images in the same
-order.  Lightly's side is its losses, heads, moving average, split norms and transforms by their public names; ours is
-`negah.ssl`, `negah.images.views` and `fit`.  Lightly's transforms are Pillow's and slow, so its views are made once for
-each seed and kept: what is compared is what is learned per image; time and memory have rows of their own.
+features, and heads are smaller.  Both sides start from the same backbone weights and see each of 32,000 images once, in
+the same order.  Lightly's side is its losses, heads, moving average, split norms and transforms by their public names;
+ours is `negah.ssl`, `negah.images.views` and `fit`.  Lightly's transforms are Pillow's and slow, so its views of each
+image are made once and serve all seeds, which differ in weights and order; ours are drawn anew.  What is compared is
+what is learned per image; time and memory have rows of their own.
 
 Our CIFAR-10 is JPEG-compressed: a supervised run of the same network on as many images comes first, and what is learned
 is also stated as a share of its accuracy.  Judged are the features of the backbone after the last step (DINO: the
@@ -53,7 +54,7 @@ from negah.train import Batches, Objective, fit
 from negah.train.schedules import constant
 
 BATCH, LR, MOMENTUM, DECAY, AVERAGE = 128, 0.06, 0.9, 5e-4, 0.99
-WIDTHS, STEPS, SEEDS = (16, 32, 64), 500, 5
+WIDTHS, STEPS, SEEDS = (16, 32, 64), 250, 3
 HELD_OUT = 5000  # training pictures that nothing is trained on: ours is changed by these alone
 LABELLED = 10_000  # training pictures that the nearest neighbours are looked for among, and the probe is fitted to
 TESTED = ("knn200", "linear", "classifier")
@@ -86,10 +87,9 @@ def main() -> None:
         return
     steps, seeds = (4, 1) if args.small else (STEPS, args.seeds)
     train, test = (read(results.data_folder() / "cifar10" / f"{part}.zip") for part in ("train", "test"))
-    held_out = train.part(slice(-HELD_OUT, None))
-    train = train.part(slice(0, -HELD_OUT))
+    held_out, train = train.part(slice(-HELD_OUT, None)), train.part(slice(0, steps * BATCH))
     if args.small:
-        train, held_out, test = (pictures.part(slice(0, 1000)) for pictures in (train, held_out, test))
+        held_out, test = (pictures.part(slice(0, 1000)) for pictures in (held_out, test))
     args.work.mkdir(parents=True, exist_ok=True)
     kind = "small" if args.small else "whole"
     rows = Rows(args.work / f"rows_{kind}.jsonl")
@@ -101,7 +101,7 @@ def main() -> None:
         ]:
             key = {"method": method, "side": side, "seed": seed}
             if not rows.have(key):
-                rows.add(key | one(method, side, seed, steps, train, held_out, test, args.work / f"views_{kind}"))
+                rows.add(key | one(method, side, seed, train, held_out, test, args.work / f"views_{kind}"))
     paired = [compare(rows.all, method, seeds) for method in args.methods]
     for row in paired:
         print(json.dumps(row))
@@ -162,24 +162,24 @@ def fresh(seed: int) -> Backbone:
 
 
 def one(
-    method: str, side: str, seed: int, steps: int, train: Pictures, held_out: Pictures, test: Pictures, work: Path
+    method: str, side: str, seed: int, train: Pictures, held_out: Pictures, test: Pictures, work: Path
 ) -> dict:  # fmt: skip
     """Train and judge; accuracies are shares in [0, 1]."""
     net, row, start = fresh(seed), {}, time.perf_counter()
     torch.manual_seed(seed)
     if method == "supervised":
-        net, row = supervised(net, seed, steps, train, test)
+        net, row = supervised(net, seed, train, test)
     elif side == "ours":
         objective, recipe = ours(method, net)
         scale = BYOL_SCALE if method == "byol" else 1
         source = Batches(train.images, BATCH, seed=seed, collate=Views(tuple(recipe)))
-        found = learn(objective, source, steps, seed, lr=LR / scale, weight_decay=DECAY * scale)
+        found = learn(objective, source, len(train.images) // BATCH, seed, lr=LR / scale, weight_decay=DECAY * scale)
         net, row = judged(objective), {"loss": found / scale}
     elif side == "lightly":
         peer = PEERS[method](net)
-        views = stored_views(work / f"{peer.views}_{seed}.npy", peer.views, seed, steps, train)
+        views = stored_views(work / f"{peer.views}.npy", peer.views, train)
         start = time.perf_counter()
-        net, row = train_peer(peer, views), {"loss": peer.last}
+        net, row = train_peer(peer, views, Batches(train.images, BATCH, seed=seed)), {"loss": peer.last}
     row["train_s"] = time.perf_counter() - start
     return row | judge(net, train.part(slice(0, LABELLED)), held_out, test)
 
@@ -205,7 +205,7 @@ class Supervised(Objective):
         return {"loss": F.cross_entropy(self.classifier(self.net(images)), labels)}
 
 
-def supervised(net: Backbone, seed: int, steps: int, train: Pictures, test: Pictures) -> tuple[Backbone, dict]:
+def supervised(net: Backbone, seed: int, train: Pictures, test: Pictures) -> tuple[Backbone, dict]:
     """The same network, told the classes; one view of each image, cropped and mirrored."""
     crops = Views((View(32, scale=(0.25, 1.0)),))
 
@@ -214,7 +214,7 @@ def supervised(net: Backbone, seed: int, steps: int, train: Pictures, test: Pict
 
     objective = Supervised(net)
     source = Batches(range(len(train.images)), BATCH, seed=seed, collate=collate)
-    loss = learn(objective, source, steps, seed, lr=LR, weight_decay=DECAY)
+    loss = learn(objective, source, len(train.images) // BATCH, seed, lr=LR, weight_decay=DECAY)
     said = torch.cat([objective.classifier(part) for part in embed(net, test.images).split(1000)]).argmax(1)
     return net, {"loss": loss, "classifier": (said == test.labels).double().mean().item()}
 
@@ -365,15 +365,16 @@ def split(net: Backbone) -> Backbone:
     return net
 
 
-def train_peer(peer: Peer, views: np.ndarray) -> nn.Module:
-    """`views`: uint8 [step, view, image, 3, 32, 32].  Optimiser and schedule as `fit` has them."""
-    steps = len(views)
+def train_peer(peer: Peer, views: np.ndarray, order: Batches) -> nn.Module:
+    """One epoch over `views`, uint8 [image, view, 3, 32, 32], with the optimiser and the schedule that `fit` has."""
+    steps = len(views) // BATCH
     optimizer = SGD([p for p in peer.parameters() if p.requires_grad], lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     peer.train()
     losses = []
-    for batch in views:
-        loss = peer.loss(*(torch.from_numpy(view).float() / 255 for view in batch))
+    for k in range(steps):
+        batch = torch.from_numpy(views[order.indices(k)]).float() / 255
+        loss = peer.loss(*batch.unbind(1))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -394,23 +395,22 @@ def transform(name: str) -> Callable[[Image.Image], list[Tensor]]:
 
 
 def peer_views(images: Tensor, name: str) -> np.ndarray:
-    """Two views of each image [n, 3, 32, 32]: uint8 [2, n, 3, 32, 32]; Pillow's are 8 bits deep, so nothing is lost."""
-    pairs = [transform(name)(Image.fromarray(image)) for image in images.permute(0, 2, 3, 1).numpy()]
-    return (torch.stack([torch.stack(pair) for pair in pairs], 1) * 255).round().byte().numpy()
+    """Two views of each image: uint8 [image, view, 3, 32, 32]; Pillow's have 8 bits, so nothing is lost."""
+    pairs = [torch.stack(transform(name)(Image.fromarray(image))) for image in images.permute(0, 2, 3, 1).numpy()]
+    return (torch.stack(pairs) * 255).round().byte().numpy()
 
 
-def stored_views(path: Path, name: str, seed: int, steps: int, train: Pictures) -> np.ndarray:
-    """The views of a whole run, in the order in which `Batches` has the images, from the disk once they were made."""
+def stored_views(path: Path, name: str, train: Pictures) -> np.ndarray:
+    """The views of all images, from the disk once they were made."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        order = Batches(train.images, BATCH, seed=seed)
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (lightly's transforms draw from it)
-        views = np.stack([peer_views(train.images[order.indices(k)], name) for k in range(steps)])
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 (lightly's transforms draw from it)
+        views = peer_views(train.images, name)
         with path.with_suffix(".part").open("wb") as file:
             np.save(file, views)
         path.with_suffix(".part").rename(path)
-    return np.load(path, mmap_mode="r+")
+    return np.load(path)
 
 
 # What came of it
@@ -454,16 +454,19 @@ def chosen(rows: list[dict], method: str, side: str, seeds: int) -> list[dict]:
 
 def cost(method: str, train: Pictures, *, repeat: int = 9, steps: int = 4) -> dict:
     """Milliseconds for views and for a step of both, in turn in this process (medians), and the memory of a step."""
-    images = train.images[: steps * BATCH].split(BATCH)
+    images = train.images[: steps * BATCH]
     objective, recipe = ours(method, fresh(0))
     peer, collate, generator = PEERS[method](fresh(0)), Views(tuple(recipe)), torch.Generator().manual_seed(0)
-    mine = [collate(list(part), generator) for part in images]
-    theirs = np.stack([peer_views(part, peer.views) for part in images])
+
+    def our_views() -> list[list[Tensor]]:
+        return [collate(list(part), generator) for part in images.split(BATCH)]
+
+    mine, theirs = our_views(), peer_views(images, peer.views)
     actions = {
-        "ours_views_ms": lambda: [collate(list(part), generator) for part in images],
-        "lightly_views_ms": lambda: [peer_views(part, peer.views) for part in images],
+        "ours_views_ms": our_views,
+        "lightly_views_ms": lambda: peer_views(images, peer.views),
         "ours_step_ms": lambda: learn(objective, mine, steps, 0, lr=LR, weight_decay=DECAY),
-        "lightly_step_ms": lambda: train_peer(peer, theirs),
+        "lightly_step_ms": lambda: train_peer(peer, theirs, Batches(images, BATCH)),
     }
     times: dict[str, list[float]] = {name: [] for name in actions}
     for i in range(repeat + 1):
@@ -486,12 +489,12 @@ def cost(method: str, train: Pictures, *, repeat: int = 9, steps: int = 4) -> di
 
 def peak(method: str, side: str, *, steps: int = 5) -> float:
     """MB by which the first steps raise the most memory that this process ever held, by the operating system."""
-    pairs = torch.randint(0, 256, (steps, 2, BATCH, 3, 32, 32), dtype=torch.uint8)
+    pairs = torch.randint(0, 256, (steps * BATCH, 2, 3, 32, 32), dtype=torch.uint8)
     if side == "ours":
-        objective, batches = ours(method, fresh(0))[0], [list(pair / 255) for pair in pairs]
-        action = partial(learn, objective, batches, steps, 0, lr=LR, weight_decay=DECAY)
+        batches = [list((part / 255).unbind(1)) for part in pairs.split(BATCH)]
+        action = partial(learn, ours(method, fresh(0))[0], batches, steps, 0, lr=LR, weight_decay=DECAY)
     else:
-        action = partial(train_peer, PEERS[method](fresh(0)), pairs.numpy())
+        action = partial(train_peer, PEERS[method](fresh(0)), pairs.numpy(), Batches(pairs, BATCH))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     action()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
