@@ -94,11 +94,7 @@ def main() -> None:
     kind = "small" if args.small else "whole"
     rows = Rows(args.work / f"rows_{kind}.jsonl")
     for seed in range(seeds):
-        for method, side in [
-            ("none", ""),
-            ("supervised", ""),
-            *((m, s) for m in args.methods for s in ("lightly", "ours")),
-        ]:
+        for method, side in sides(args.methods):
             key = {"method": method, "side": side, "seed": seed}
             if not rows.have(key):
                 rows.add(key | one(method, side, seed, train, held_out, test, args.work / f"views_{kind}"))
@@ -131,6 +127,11 @@ def read(path: Path) -> Pictures:
     labels = torch.tensor([classes.index(name.split("/")[0]) for name in names])
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
     return Pictures(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)[order].contiguous(), labels[order])
+
+
+def sides(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Method and side of each run: the untrained network, the supervised one, and each method twice."""
+    return [("none", ""), ("supervised", ""), *((method, side) for method in methods for side in ("lightly", "ours"))]
 
 
 class Rows:
@@ -424,7 +425,7 @@ def means(rows: list[dict], seeds: int, methods: Sequence[str]) -> list[dict]:
 
     whole = mean("supervised", "", "classifier")
     found = []
-    for method, side in [("none", ""), ("supervised", ""), *((m, s) for m in methods for s in ("ours", "lightly"))]:
+    for method, side in sides(methods):
         row = {name: mean(method, side, name) for name in ("knn200", "linear")}
         found.append({"method": method, "side": side} | row | {"share_of_supervised": row["linear"] / whole})
     return found
@@ -452,7 +453,7 @@ def chosen(rows: list[dict], method: str, side: str, seeds: int) -> list[dict]:
 # Time and memory
 
 
-def cost(method: str, train: Pictures, *, repeat: int = 9, steps: int = 4) -> dict:
+def cost(method: str, train: Pictures, *, repeat: int = 7, steps: int = 2) -> dict:
     """Milliseconds for views and for a step of both, in turn in this process (medians), and the memory of a step."""
     images = train.images[: steps * BATCH]
     objective, recipe = ours(method, fresh(0))
