@@ -116,8 +116,8 @@ def main() -> None:
             packages=("lightly", "torchvision", "pillow", "numpy"), runs=rows.all,
             settings={"images_seen": steps * BATCH, "batch": BATCH, "lr": LR, "weight_decay": DECAY, "widths": WIDTHS},
             headline={"value": worst["knn200_difference"], "target": 0.0, "better": "higher",
-                      "unit": f"kNN accuracy, ours less lightly's, in the worst method: {worst['method']}, 95 % interval"
-                              f" {worst['knn200_low']:+.3f} to {worst['knn200_high']:+.3f}"},
+                      "unit": f"kNN accuracy, ours less lightly's, in the worst method: {worst['method']}, 95 %"
+                              f" interval {worst['knn200_low']:+.3f} to {worst['knn200_high']:+.3f}"},
         )
     )  # fmt: skip
 
