@@ -99,6 +99,18 @@ def test_the_queue_holds_the_newest_keys_and_wraps_around():
     assert torch.equal(again.queue, objective.queue) and again.oldest == 8
 
 
+def test_symmetric_is_the_mean_of_both_ways_and_fills_the_queue_with_both_keys():
+    first, second = views(pairs(8))
+    symmetric, one_way = moco(parts=1, symmetric=True), moco(parts=1)
+    loss = symmetric([first, second])["loss"]
+    there, back = one_way([first, second])["loss"], moco(parts=1)([second, first])["loss"]
+    # Neither way sees the other's keys, which are views of the same images, among its negatives.
+    torch.testing.assert_close(loss, (there + back) / 2, rtol=1e-10, atol=0)
+    assert symmetric.oldest == 0  # 16 keys into 16 places
+    for rows, images in ((slice(0, 8), second), (slice(8, 16), first)):
+        torch.testing.assert_close(symmetric.queue[rows], F.normalize(moco(parts=1).teacher(images), dim=1))
+
+
 def test_evaluation_leaves_the_queue_alone():
     objective = moco().eval()
     before = objective.queue.clone()

@@ -122,7 +122,7 @@ def recipe_of(method: Method, net: Backbone, size: int, local: int, tiles: int, 
         queue = max(1, most // options.batch) * options.batch
         found = Recipe(
             MoCo(net, queue=queue, temperature=0.1 if small else 0.2, momentum=0.99 if small else 0.999,
-                 parts=_parts(options.batch)),
+                 parts=_parts(options.batch), symmetric=small),
             moco_v2(size) if not small else moco_v1(size), partial(SGD, momentum=0.9),
             0.03 * batch / 256, 1e-4, warmup=0,
         )  # fmt: skip

@@ -8,6 +8,7 @@ With queries q of one view by the network, keys k of the other by its moving ave
 
     MoCo      loss = mean_i -log(exp(c(q_i, k_i) / t) / (exp(c(q_i, k_i) / t) + sum_{n in queue} exp(c(q_i, n) / t)))
               queue <- the newest `queue` keys, after each batch
+              symmetric: the mean of this and of the same with the views exchanged
     MoCoV3    loss = 2 t (contrast(q1, k2) + contrast(q2, k1))        with a predictor on the queries, keys of the batch
     average <- m average + (1 - m) network                            after each step
 
@@ -42,7 +43,9 @@ from negah.train.schedules import Schedule, cosine
 class MoCo(Objective):
     """Objective of v1 and v2 on batches of two views: queries of the first, keys of the second.
 
-    The defaults are v2's; v1 has layers=1 and temperature=0.07 (and weaker views).
+    The defaults are v2's; v1 has layers=1 and temperature=0.07 (and weaker views).  `symmetric` is the authors' own
+    variant for CIFAR (colab-notebook in github.com/facebookresearch/moco): each view is query and key once, which
+    learns more of an image, and takes twice the time for it.
 
     Args:
         layers: of the projector: 1 is linear, 2 an MLP whose hidden width is the backbone's.
@@ -52,6 +55,7 @@ class MoCo(Objective):
         parts: of the batch over all processes, each with batch statistics of its own (the paper's 8 devices): a process
             of p takes parts / p of them, and the norms of `backbone` are changed in place to do so; its share of the
             batch must be a multiple of that.  1 leaves the norms alone.
+        symmetric: both views are queries, and the keys of both go into the queue.
     """
 
     queue: Float[Tensor, "negative dim"]
@@ -59,13 +63,13 @@ class MoCo(Objective):
 
     def __init__(
         self, backbone: Backbone, *, layers: int = 2, dim: int = 128, queue: int = 65536, temperature: float = 0.2,
-        momentum: float | Schedule = 0.999, parts: int = 8,
+        momentum: float | Schedule = 0.999, parts: int = 8, symmetric: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.backbone = split(backbone, parts) if parts > 1 else backbone
         self.projector = projector(backbone.width, backbone.width, dim, layers=layers, norm=False)
         self.teacher = Teacher(self._student(), momentum)
-        self.temperature, self.parts = temperature, parts
+        self.temperature, self.parts, self.symmetric = temperature, parts, symmetric
         # Random directions at first, which any key is far from.
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim), dim=1))
         self.register_buffer("oldest", torch.tensor(0))
@@ -82,13 +86,15 @@ class MoCo(Objective):
         for norm in self.modules():
             if isinstance(norm, (SplitBatchNorm1d, SplitBatchNorm2d)):
                 norm.parts = max(1, self.parts // ranks.world())  # only now are the processes sure to be known
-        queries = self.projector(self.backbone(first))
-        keys = self.keys(second)
-        loss = contrast_queue(queries, keys, self.queue, temperature=self.temperature)
+        ways = [(first, second), (second, first)] if self.symmetric else [(first, second)]
+        pairs = [(self.projector(self.backbone(a)), self.keys(b)) for a, b in ways]
+        losses = [contrast_queue(queries, keys, self.queue, temperature=self.temperature) for queries, keys in pairs]
         if self.training:
-            self.enqueue(keys)
+            for _, keys in pairs:  # only now: a view of the same image is no negative
+                self.enqueue(keys)
+        queries, keys = pairs[0]
         self.seen = {"embedding": torch.stack([queries.detach(), keys])}
-        return {"loss": loss}
+        return {"loss": torch.stack(losses).mean()}
 
     @torch.no_grad()
     def keys(self, images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch dim"]:
