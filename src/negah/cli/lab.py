@@ -16,6 +16,9 @@ class Lab(show.Verb):
     NAME is one of
         collapse       what keeps BYOL, SimCLR and DINO from saying the same of every picture
         dino-byol      from BYOL to DINO, one change at a time
+        large-batch    LARS and SGD as the batch grows, and what batch norm gives away
+        background     how local crops turn DINO's teacher to the object
+        dinov2-tricks  what DINOv2's economies save in time and memory
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
@@ -26,7 +29,7 @@ class Lab(show.Verb):
 
     IF_INTERRUPTED: ClassVar[str] = "stopped; the page holds what was done until then"
 
-    name: Positional[Literal["collapse", "dino-byol"]]
+    name: Positional[Literal["collapse", "dino-byol", "large-batch", "background", "dinov2-tricks"]]
     """Which."""
     out: Path
     """Folder for index.html, results.json and the plots."""
@@ -45,13 +48,16 @@ class Lab(show.Verb):
         from functools import partial
 
         from negah.errors import InputError
-        from negah.lab import collapse, dino_byol
+        from negah.lab import background, collapse, dino_byol, dinov2_tricks, large_batch
         from negah.lab.training import Effort
 
         for name, value, least in (("steps", self.steps, 10), ("seeds", self.seeds, 1), ("batch", self.batch, 4)):
             if value < least:
                 raise InputError(f"--{name} {value}: give {least} or more")
-        experiments = {"collapse": collapse.run, "dino-byol": dino_byol.run}
+        experiments = {
+            "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
+            "background": background.run, "dinov2-tricks": dinov2_tricks.run,
+        }  # fmt: skip
         effort = Effort(
             data=self.data, steps=self.steps, seeds=self.seeds, batch=self.batch,
             say=partial(print, file=sys.stderr, flush=True),
