@@ -1,8 +1,8 @@
 """Linear layers in fp32 on CPUs by the faster of the two libraries that PyTorch brings.
 
 PyTorch gives products of fp32 matrices to MKL, and convolutions to oneDNN.  On the one processor where both were
-measured, an AMD EPYC, oneDNN does up to twice as much per second forward, and 1.1 to 1.9 times as much backward, with
-one thread and with two ("products" in benchmarks/results/ssl_step.json); other makes are not measured.
+measured, an AMD EPYC, oneDNN took a half to two thirds of the time forward, and never longer backward, with one thread
+and with two ("products" in benchmarks/results/ssl_step.json); other makes are not measured.
 
 So a product is written as a convolution with kernels of 1x1, over a picture of one line in which each row is a pixel.
 With one thread PyTorch would send that to MKL as well, but not if it is dilated, which changes nothing for a kernel of
