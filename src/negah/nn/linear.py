@@ -1,7 +1,7 @@
 """Linear layers in fp32 on CPUs by the faster of the two libraries that PyTorch brings.
 
 PyTorch gives products of fp32 matrices to MKL, and convolutions to oneDNN.  On the one processor where both were
-measured, an AMD EPYC, oneDNN took a half to two thirds of the time forward, and never longer backward, with one thread
+measured, an AMD EPYC, oneDNN took 0.4 to 0.7 of the time forward, and never longer backward, with one thread
 and with two ("products" in benchmarks/results/ssl_step.json); other makes are not measured.
 
 So a product is written as a convolution with kernels of 1x1, over a picture of one line in which each row is a pixel.
