@@ -13,7 +13,7 @@ image are made once and serve all seeds, which differ in weights and order; ours
 what is learned per image; time and memory have rows of their own.
 
 Our CIFAR-10 is JPEG-compressed: a supervised run of the same network on as many images comes first, and what is learned
-is also stated as a share of its accuracy.  Judged are the features of the backbone after the last step (DINO: the
+is also stated as a share of its, both by linear probes.  Judged are the features of the backbone after the last step (DINO: the
 teacher's), by their nearest neighbours and by a linear probe.
 """
 
@@ -421,12 +421,12 @@ def stored_views(path: Path, name: str, train: Pictures) -> np.ndarray:
 
 
 def means(rows: list[dict], seeds: int, methods: Sequence[str]) -> list[dict]:
-    """Mean accuracies of each method and side over the seeds, and their share of the supervised run's."""
+    """Mean accuracies of each method and side over the seeds; share of the supervised: that of linear probes."""
 
     def mean(method: str, side: str, name: str) -> float:
         return statistics.mean(row[name] for row in chosen(rows, method, side, seeds))
 
-    whole = mean("supervised", "", "classifier")
+    whole = mean("supervised", "", "linear")
     found = []
     for method, side in sides(methods):
         row = {name: mean(method, side, name) for name in ("knn200", "linear")}
