@@ -13,8 +13,8 @@ image are made once and serve all seeds, which differ in weights and order; ours
 what is learned per image; time and memory have rows of their own.
 
 Our CIFAR-10 is JPEG-compressed: a supervised run of the same network on as many images comes first, and what is learned
-is also stated as a share of its, both by linear probes.  Judged are the features of the backbone after the last step (DINO: the
-teacher's), by their nearest neighbours and by a linear probe.
+is also stated as a share of its, both by linear probes.  Judged are the features of the backbone after the last step
+(DINO: the teacher's), by their nearest neighbours and by a linear probe.
 """
 
 import argparse
