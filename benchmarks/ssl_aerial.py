@@ -1,6 +1,7 @@
 """Claim: what each way of learning without labels is worth for panels and land use, on one pool and one budget.
 
-    python benchmarks/ssl_aerial.py --work runs/ssl_aerial       # about an hour on a core; goes on where it stopped
+    python benchmarks/ssl_aerial.py --work runs/ssl_aerial       # an hour on a core; goes on where it was stopped
+    python benchmarks/ssl_aerial.py --work runs/ssl_aerial --seeds 0 --table-only    # a third of it
     python benchmarks/ssl_aerial.py --work runs/small --small    # minutes: shows that it runs, writes no result
 
 The backbone of negah/aerial-tiny, fresh, is pretrained by SimCLR, MoCo v3 (v2's SGD is for residual networks), BYOL,
