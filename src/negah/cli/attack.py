@@ -52,7 +52,8 @@ class Attack(show.Verb):
             norm=self.norm, eps=self.eps, images=self.images, steps=self.steps, bf16=self.bf16, positive=self.positive,
             seed=self.seed,
         )  # fmt: skip
-        result = attack(self.model, self.data, self.out, options)
+        with show.Bars(quiet=self.json) as bars:
+            result = attack(self.model, self.data, self.out, options, progress=bars)
         status = 3 if result.failures else 0
         if self.json:
             show.as_json({"status": "some inputs failed" if status else "complete", **vars(result)})

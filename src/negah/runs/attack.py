@@ -48,7 +48,7 @@ class Options:
     steps: int = 50
     batch: int = 128
     bf16: bool = False
-    sample: int = 100
+    sample: int = 64
     positive: str | None = None
     seed: int = 0
 
