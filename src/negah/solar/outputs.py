@@ -197,7 +197,7 @@ class Heatmap:
         """Finish the file."""
         self._file.close()
         rasterio.shutil.copy(
-            self._raw, self._path, driver="COG", compress="DEFLATE", predictor="YES", blocksize=BLOCK,
+            self._raw, self._path, driver="COG", compress="DEFLATE", blocksize=BLOCK,  # a predictor makes it larger
             overview_resampling="AVERAGE", bigtiff="IF_SAFER",
         )  # fmt: skip
         self._raw.unlink()
