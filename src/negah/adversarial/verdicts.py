@@ -28,7 +28,7 @@ from negah.adversarial.watch import Watched, inside
 
 State = Literal["ok", "note", "alarm"]
 
-TOLERATED = 0.03  # share of the sample: on 128 images three, which sound models do not reach (benchmarks/robust_verdicts.py)
+TOLERATED = 0.03  # share of the sample: on 128 images three; benchmarks/robust_verdicts.py tries it
 FAR = 0.5  # of the range of a pixel: within it any image becomes grey, which no model can tell from another
 STEPS = 20  # of the attacks that verdicts run themselves
 DRAWS = 20  # of noise
