@@ -65,9 +65,7 @@ def hardened(steps: int) -> Classifier:
     """The network after `steps` steps of N-FGSM on training pictures."""
     model = resnet20()
     x, y = pictures("train", 20_000)
-    batches = Batches(
-        list(zip(x, y)), 128, seed=0, collate=lambda items, generator: tuple(map(torch.stack, zip(*items)))
-    )
+    batches = Batches(list(zip(x, y)), 128, seed=0)
     fit(
         Hardening(model, eps=EPS, craft=noisy_start), batches, steps=steps, lr=0.02, weight_decay=5e-4,
         optimizer=partial(SGD, momentum=0.9),

@@ -88,7 +88,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Classifier(make(), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
-    batches = Batches(list(zip(x, y)), 128, seed=seed, collate=lambda items, _: tuple(map(torch.stack, zip(*items))))
+    batches = Batches(list(zip(x, y)), 128, seed=seed)
     fit(Hardening(model, eps=eps, craft=craft), batches, steps=steps, lr=2e-3, weight_decay=0.05, optimizer=AdamW)
     return model.eval()
 

@@ -45,8 +45,7 @@ def network(seed: int = 0) -> nn.Module:
 
 
 def batches(x: Tensor, y: Tensor) -> Batches:
-    pairs = list(zip(x, y))
-    return Batches(pairs, 50, seed=0, collate=lambda items, generator: tuple(map(torch.stack, zip(*items))))
+    return Batches(list(zip(x, y)), 50, seed=0)
 
 
 def generator() -> torch.Generator:

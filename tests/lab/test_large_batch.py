@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from negah.lab import large_batch
-from negah.lab.large_batch import GROUP, Unshuffled, lars, leak, ranked_first, small_network
+from negah.lab.large_batch import GROUP, NETWORK, Unshuffled, lars, leak, ranked_first
 from negah.lab.training import Effort, Pictures
 from negah.nn.backbone import Backbone
 from negah.ssl import MoCo
@@ -60,7 +60,7 @@ def test_a_network_that_reads_its_company_is_found_out(pictures, monkeypatch):
         together, apart = (ranked_first(reads, pictures, how) for how in ("together", "apart"))
     assert together > 0.5 and apart < 0.2
     # A network whose norms see all pictures has no company to read, and the same of both.
-    whole = MoCo(small_network(0), dim=8, queue=64, parts=1)
+    whole = MoCo(NETWORK(0), dim=8, queue=64, parts=1)
     before = [value.clone() for value in whole.state_dict().values()]
     together, apart = (ranked_first(whole, pictures, how) for how in ("together", "apart"))
     assert together == pytest.approx(apart, abs=1.5 / 64)
@@ -70,7 +70,7 @@ def test_a_network_that_reads_its_company_is_found_out(pictures, monkeypatch):
 def test_keys_share_company_with_their_queries_only_unshuffled(pictures):
     images = pictures.train[:16] / 255
     torch.manual_seed(0)
-    moco = Unshuffled(small_network(0), dim=8, queue=64, parts=16 // GROUP)
+    moco = Unshuffled(NETWORK(0), dim=8, queue=64, parts=16 // GROUP)
     moco([images, images])
     queries = moco.projector(moco.backbone(images))
     torch.testing.assert_close(moco.keys(images), queries)

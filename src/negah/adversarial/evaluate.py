@@ -1,11 +1,11 @@
 """How robust a model is, with the evidence that the answer can be trusted.
 
-    evidence = evaluate(model, images, labels, eps=8 / 255)
-    evidence.robust, evidence.interval, [v for v in evidence.verdicts if v.alarm]
+    found = attacked(model, images, labels, eps=8 / 255)
+    found.robust, found.interval
 
 Every image faces a ladder of attacks, the cheapest first, until one fools it; robust accuracy is the share that none
 has fooled, of all images.  An image counts as fooled when the model, asked again in fp32, misclassifies a point that
-lies in the ball and in [0, 1].  `verdicts` then look for everything that is known to make such a figure too high.
+lies in the ball and in [0, 1].  `verdicts.verdicts` look for what is known to make such a figure too high.
 """
 
 import time

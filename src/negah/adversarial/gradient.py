@@ -14,7 +14,7 @@ where the loss has stopped rising:
     z = clip(x_t + eta * direction(gradient)),   x_{t+1} = clip(x_t + 0.75 (z - x_t) + 0.25 (x_t - x_{t-1}))
 
 How an attack can fail unnoticed: the gradient is zero or noise (saturated or quantised models), the loss is flat where
-the model is sure (take `losses.dlr`), steps are too short or too few.  `adversarial.evaluate` looks for all of these.
+the model is sure (take `losses.dlr`), steps are too short or too few.  `adversarial.verdicts` looks for all of these.
 
 Departures: the best point is returned, not the last; images that are fooled are not attacked any further; eps may
 differ by image.  All attacks leave the model as it was (`target.still`) and draw from `generator` alone.

@@ -218,7 +218,7 @@ class _Case:
         left = ~self.fooled
         if not left.any():
             return Verdict(10, "the loss has stopped rising", "ok", "no image is left")
-        x, y, ball = self.x[left], self.y[left], self.ball[left]
+        y, ball = self.y[left], self.ball[left]
         step, losses = Fixed(2.5 * self.eps / STEPS), []
         with still(self.model):
             point = ball.start(self.generator())
@@ -226,8 +226,7 @@ class _Case:
                 _, loss, slope = gradient(self.model, point, y, cross_entropy)
                 losses.append(loss)
                 point = step(ball, point, slope, loss)
-        x = losses[-1] > 1.01 * losses[-2]
-        count = int(x.sum())
+        count = int((losses[-1] > 1.01 * losses[-2]).sum())
         text = f"of {int(left.sum())} images that withstand all, {count} still gain 1 % in PGD's last step"
         return Verdict(10, "the loss has stopped rising", "note" if count else "ok", text)
 
@@ -301,8 +300,7 @@ class _Breaks(nn.Module):
 
 
 def _far(norm: Norm, images: Tensor) -> float:
-    d = images[0].numel()
-    return FAR * {"Linf": 1.0, "L2": d**0.5, "L1": float(d)}[norm.name]
+    return FAR * float(norm.size(torch.ones_like(images[:1])))
 
 
 def _state(model: Model) -> dict[str, dict[str, object]]:

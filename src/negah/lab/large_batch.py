@@ -21,10 +21,9 @@ from torch.optim import SGD, Optimizer
 
 from negah.images.views import views
 from negah.lab.page import Page, Panel, figure
-from negah.lab.training import Effort, Learned, Pictures, learn, small_views, summary
-from negah.nn.backbone import Backbone, ConvBackbone
+from negah.lab.training import Effort, Learned, Pictures, learn, small_resnet, small_views, summary
+from negah.nn.backbone import Backbone
 from negah.nn.norm import SplitBatchNorm2d
-from negah.nn.resnet import ResNet
 from negah.ssl import MoCo, SimCLR
 from negah.train.optim import LARS
 
@@ -33,6 +32,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"LARS": LARS, "SGD": SGD}
 RATES = {"LARS": (3.0, 9.0, 27.0), "SGD": (0.3, 1.0, 3.0)}  # for 256 pictures in a step
 GROUP = 4  # pictures of a device, in the second panel
 QUEUE = 4  # batches
+NETWORK = partial(small_resnet, stem="imagenet")  # on maps a quarter as large: many runs are to be compared
 
 
 class Unshuffled(MoCo):
@@ -65,7 +65,7 @@ def lars(pictures: Pictures, effort: Effort) -> Panel:
         return learn(
             partial(SimCLR, hidden=256, dim=64, temperature=0.2), pictures, [small_views()] * 2,
             replace(effort, batch=batch, steps=steps), label=f"{name}, batch {batch}, rate {rate:g}", seed=seed,
-            network=small_network, optimizer=partial(OPTIMIZERS[name], momentum=0.9), lr=rate * batch / 256, checks=1,
+            network=NETWORK, optimizer=partial(OPTIMIZERS[name], momentum=0.9), lr=rate * batch / 256, checks=1,
         )  # fmt: skip
 
     runs = {
@@ -166,9 +166,7 @@ def leak(pictures: Pictures, effort: Effort) -> Panel:
                 return made[0]
 
             runs.append(
-                learn(
-                    kept, pictures, [small_views()] * 2, effort, label=label, seed=seed, network=small_network, lr=4e-3
-                )
+                learn(kept, pictures, [small_views()] * 2, effort, label=label, seed=seed, network=NETWORK, lr=4e-3)
             )
             ranks.append({how: ranked_first(made[0], pictures, how) for how in ("together", "apart")})
         (row,) = summary(runs, ["knn", "loss"])
@@ -222,13 +220,6 @@ def _told_leak(rows: Sequence[dict[str, Any]]) -> str:
     ]
     reads = [row["setting"] for row in rows if row["first, together"] > 1.5 * row["first, apart"]]
     return f"Settings, {'; '.join(told)}. More than half as good again in company: {', '.join(reads) or 'none'}."
-
-
-def small_network(seed: int) -> ConvBackbone:
-    """The lab's network with a coarser stem, so on maps a quarter as large: many runs are to be compared."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem="imagenet"))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -19,7 +19,7 @@ from negah.images.pool import Pool, folder_labels
 from negah.images.views import View, Views
 from negah.lab.shapes import shapes
 from negah.nn.backbone import Backbone, ConvBackbone
-from negah.nn.resnet import ResNet
+from negah.nn.resnet import ResNet, Stem
 from negah.probe.evaluate import embed, knn_accuracy
 from negah.ssl.collapse import CollapseDoctor, CollapseWarning
 from negah.train import Batches, Objective, fit
@@ -105,11 +105,11 @@ class Learned:
         return next(row[name] for row in reversed([*self.history, *self.scores]) if name in row)
 
 
-def small_resnet(seed: int = 0) -> ConvBackbone:
-    """Three stages on maps of 16, 8 and 4 for pictures of 32 px: a few seconds for a hundred steps."""
+def small_resnet(seed: int = 0, *, stem: Stem = "fine") -> ConvBackbone:
+    """Three stages, on maps of 16, 8 and 4 for pictures of 32 px: a few seconds for a hundred steps."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem="fine"))
+        return ConvBackbone(ResNet(widths=(16, 32, 64), depths=(1, 1, 1), stem=stem))
 
 
 def small_views(size: int = CROP, *, low: float = 0.4, high: float = 1.0) -> View:

@@ -2,7 +2,7 @@
 
 Labelled images go through a ladder of attacks at rising eps, each keeping what fooled at the last; the verdicts of
 `negah.adversarial.verdicts` are taken where about half of the images still stand, for there both a weak attack and a
-broken one show.  What is not a detector is attacked from Python: `negah.adversarial.evaluate`.
+broken one show.  What is not a detector is attacked from Python: `negah.adversarial.evaluate.attacked`.
 """
 
 import datetime
@@ -197,8 +197,7 @@ def _pictures(
     axes = figure.subplots(len(at), 3, squeeze=False)
     for row, i in zip(axes, at.tolist()):
         before, after = images[i], outcome.images[i]
-        chance = torch.stack([before, after])
-        chance = model(chance).softmax(1)[:, 1].tolist()
+        chance = model(torch.stack([before, after])).softmax(1)[:, 1].tolist()
         delta = after - before
         shown = 0.5 + 0.5 * delta / max(float(delta.abs().max()), 1e-9)
         truth = "panels" if labels[i] else "no panels"
