@@ -9,6 +9,7 @@ what the other processes hold, and carry gradients back to them.
 
 import atexit
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ def join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_leave)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -97,6 +98,19 @@ class _Total(torch.autograd.Function):
         grad = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad
+
+
+def _leave() -> None:
+    """End the group, with none of gloo's threads still at work.
+
+    After a collective has returned, the thread that did it lets go of its tensors, for which it needs Python's lock.
+    One that waits for the lock as the interpreter ends is killed there, and takes the process with it ("terminate
+    called without an active exception"; Python 3.14 ends such threads otherwise).  Sharded parameters keep the group,
+    and so its threads, alive past `destroy_process_group`: what helps is to leave them the lock for a moment.
+    """
+    time.sleep(0.1)
+    if _together():
+        dist.destroy_process_group()
 
 
 def _together() -> bool:
