@@ -244,6 +244,7 @@ def test_apgd_beats_pgd_of_as_many_steps_where_the_model_is_sure():
         ({"attack": partial(apgd_targeted), "model": Net(3), "labels": labels(12, 3)}, "needs 4 classes"),
         ({"attack": partial(pgd, steps=0)}, "steps is a count"),
         ({"attack": partial(pgd, restarts=0)}, "restarts is a count"),
+        ({"attack": partial(pgd, restarts=2, keep="last")}, "return the last start alone"),
     ],
 )
 def test_what_cannot_be_attacked_is_named(change, says):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from negah.adversarial import L2, Linf, deepfool, fooling_rate, random_signs, square, universal, universal_deepfool
-from negah.adversarial.square import side
+from negah.adversarial import L1, L2, Linf, deepfool, fooling_rate, random_signs, square, universal, universal_deepfool
+from negah.adversarial.square import hill, side
 from negah.errors import InputError
 
 
@@ -26,15 +26,16 @@ def images(n: int = 32, seed: int = 0) -> Tensor:
     return 0.2 + 0.6 * torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def test_square_fools_without_a_gradient_and_stays_in_the_ball():
+@pytest.mark.parametrize(("norm", "eps"), [(Linf(), 0.1), (L2(), 0.7)])
+def test_square_fools_without_a_gradient_and_stays_in_the_ball(norm, eps):
     net = Net().eval()
     blind = lambda x: net(x).detach()  # noqa: E731
     x = images()
     y = net(x).argmax(1)
     rates = []
     for steps in (1, 20, 200):
-        found = square(blind, x, y, eps=0.1, steps=steps, generator=torch.Generator().manual_seed(0))
-        assert (found - x).abs().max() <= 0.1 + 1e-6 and found.min() >= 0 and found.max() <= 1
+        found = square(blind, x, y, eps=eps, norm=norm, steps=steps, generator=torch.Generator().manual_seed(0))
+        assert norm.size(found - x).max() <= eps + 1e-6 and found.min() >= 0 and found.max() <= 1
         rates.append((net(found).argmax(1) != y).float().mean().item())
     assert rates[0] <= rates[1] <= rates[2] and rates[2] > rates[0] + 0.1
 
@@ -45,6 +46,23 @@ def test_square_changes_whole_squares_at_full_eps():
     found = square(Net().eval(), x, torch.full((4,), 4), eps=0.05, steps=5, generator=torch.Generator())
     moved = (found - x).abs()
     assert torch.allclose(moved[moved > 0], torch.tensor(0.05), atol=1e-6)
+
+
+def test_square_in_l2_uses_the_whole_radius_from_its_first_point_on():
+    """Far from 0 and 1: what one square loses another gets, so that nothing of the length is lost."""
+    x = images(4)
+    for steps in (1, 30):
+        found = square(Net().eval(), x, Net().eval()(x).argmax(1), eps=0.3, norm=L2(), steps=steps,
+                       generator=torch.Generator())  # fmt: skip
+        torch.testing.assert_close(L2().size(found - x), torch.full((4,), 0.3))
+
+
+def test_a_hill_is_that_of_the_paper():
+    """Squares of 1, 3, 5 around the middle, the k-th (from 1) as high as 1 / k^2; the sum has length 1."""
+    expected = torch.zeros(5, 5)
+    for k in (1, 2, 3):
+        expected[3 - k : 2 + k, 3 - k : 2 + k] += 1 / k**2
+    torch.testing.assert_close(hill(5, 5), expected / expected.norm())
 
 
 def test_squares_shrink_as_the_paper_says():
@@ -105,3 +123,5 @@ def test_what_cannot_be_done_is_named():
         universal(Net(), images() * 255, eps=0.1)
     with pytest.raises(InputError, match="steps of 1 or more"):
         square(Net(), images(), torch.zeros(32, dtype=torch.long), eps=0.1, steps=0)
+    with pytest.raises(InputError, match="Linf and L2 only, not in L1"):
+        square(Net(), images(), torch.zeros(32, dtype=torch.long), eps=0.1, norm=L1())

@@ -91,26 +91,13 @@ def climb(
     """Climb from x, and write what is found for images `index` into `best`.
 
     labels: true classes, by which a point is misclassified.  aim: the loss's second argument, mostly the labels too.
-    keep: "last" goes all the way with all images and takes the last point, better or not.
+    keep: "last" goes all the way with all images and takes the last point, better or not, without asking about it.
     """
-    for number in range(steps + 1):
-        last = number == steps
-        if last:
-            with torch.no_grad():
-                logits = logits_of(model, x)
-                losses, slope = loss(logits, aim), None
-        else:
-            logits, losses, slope = gradient(model, x, aim, loss)
-        fooled = logits.argmax(1) != labels
-        if keep == "last":
-            if last:
-                best.images[index], best.fooled[index], best.losses[index] = x, fooled, losses
-                return
-        else:
-            best.offer(index, x, fooled, losses)
-        if slope is None:
-            return
+    for _ in range(steps):
+        logits, losses, slope = gradient(model, x, aim, loss)
         if keep == "best":
+            fooled = logits.argmax(1) != labels
+            best.offer(index, x, fooled, losses)
             left = (~fooled).nonzero().squeeze(1)
             if not len(left):
                 return
@@ -118,3 +105,9 @@ def climb(
                 index, x, labels, aim, slope, losses = (part[left] for part in (index, x, labels, aim, slope, losses))
                 ball, step = ball[left], step[left]
         x = step(ball, x, slope, losses)
+    if keep == "last":
+        best.images[index] = x
+        return
+    with torch.no_grad():
+        logits = logits_of(model, x)
+        best.offer(index, x, logits.argmax(1) != labels, loss(logits, aim))

@@ -22,7 +22,7 @@ from negah.adversarial.climb import Ball
 from negah.adversarial.gradient import apgd, apgd_targeted, fgsm, pgd
 from negah.adversarial.losses import dlr, margin
 from negah.adversarial.norms import LINF, Norm
-from negah.adversarial.square import square
+from negah.adversarial.square import SHARES, square
 from negah.adversarial.target import Model, check, logits_of, still
 from negah.adversarial.watch import Watched, inside
 
@@ -89,7 +89,7 @@ def ladder(classes: int, norm: Norm = LINF, *, steps: int = 50) -> dict[str, Att
     found |= {"APGD-DLR": partial(apgd, steps=steps, loss=dlr if classes > 2 else margin)}
     if classes > 3:
         found |= {"APGD-T": partial(apgd_targeted, steps=steps, targets=min(9, classes - 1))}
-    if norm.name == "Linf":
+    if norm.name in SHARES:
         found |= {"Square": partial(square, steps=10 * steps)}
     return found
 

@@ -59,8 +59,12 @@ def pgd(
         restarts: random starts, one after the other, for the images that are not fooled yet.
         random: start at a random point of the ball, instead of at the image.
         keep: "last" returns the last point even if an earlier one was better, as other libraries do.
+
+    Raises InputError for what cannot be attacked, and for restarts of which only the last point would be kept.
     """
     _positive(steps=steps, restarts=restarts)
+    if keep == "last" and restarts > 1:
+        raise InputError(f'{restarts} restarts and keep="last" would return the last start alone: keep the best')
     step = Fixed(2.5 * eps / steps if step_size is None else step_size)
     return _attack(model, images, labels, eps, norm, step, steps, restarts, random, loss, keep, generator)
 

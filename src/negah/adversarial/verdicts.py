@@ -22,7 +22,7 @@ from negah.adversarial.evaluate import Attack
 from negah.adversarial.gradient import Fixed, fgsm, pgd
 from negah.adversarial.losses import cross_entropy, margin
 from negah.adversarial.norms import Norm
-from negah.adversarial.square import square
+from negah.adversarial.square import SHARES, square
 from negah.adversarial.target import Model, gradient, logits_of, still
 from negah.adversarial.watch import Watched, inside
 
@@ -169,8 +169,10 @@ class _Case:
         generator = self.generator()
         for _ in range(DRAWS):
             blind |= self.wrong(self.ball.start(generator))
-        if self.norm.name == "Linf":
-            blind |= self.wrong(square(self.model, self.x, self.y, eps=self.eps, steps=10 * STEPS, generator=generator))
+        if self.norm.name in SHARES:
+            blind |= self.wrong(
+                square(self.model, self.x, self.y, eps=self.eps, norm=self.norm, steps=10 * STEPS, generator=generator)
+            )
         count = int((blind & ~self.by_gradients).sum())
         text = "are fooled by noise or squares, but by no attack that uses gradients"
         return self.counted(4, "gradients beat blind search", count, text)
