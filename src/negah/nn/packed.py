@@ -65,6 +65,8 @@ def pack(block: Block) -> None:
     parts: dict[str, nn.Module] = {"attn.qkv": PackedLinear(block.attn.qkv), "attn.proj": PackedLinear(block.attn.proj)}
     if isinstance(block.mlp, SwiGLU):
         parts |= {"mlp.w12": PackedLinear(block.mlp.w12), "mlp.w3": PackedLinear(block.mlp.w3)}
+    elif block.mlp.quick:
+        parts |= {"mlp.fc1": PackedLinear(block.mlp.fc1), "mlp.fc2": PackedLinear(block.mlp.fc2)}
     else:
         parts["mlp"] = PackedMlp(block.mlp)
     for name, part in parts.items():

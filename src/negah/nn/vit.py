@@ -8,9 +8,11 @@ An image of h x w pixels becomes (h/p)(w/p) patch tokens behind one CLS token an
     x = x + g1 * attention(norm(x))
     x = x + g2 * ffn(norm(x))          with learned gains g1, g2 (layer scale)
 
-Parameter names are those of the torch-hub DINOv2 files, so that layout loads without renaming.  Departures: the model
-owns its normalisation (it eats uint8 or [0, 1]), and stochastic depth leaves dropped rows out of the computation
-instead of multiplying them by zero.  How crops of several sizes train together is in `negah.nn.crops`.
+Parameter names are those of the torch-hub DINOv2 files, so that layout loads without renaming.  With `pre_norm`, an
+`eps` of 1e-5 and "quick-gelu" it is the vision transformer of CLIP (Radford et al. 2021, arXiv:2103.00020).
+
+Departures: the model owns its normalisation (it eats uint8 or [0, 1]), and stochastic depth leaves dropped rows out of
+the computation instead of multiplying them by zero.  How crops of several sizes train together is in `negah.nn.crops`.
 """
 
 import math
@@ -26,6 +28,7 @@ from negah.nn import crops as packing
 
 Interpolation = Literal["hub", "size", "size-antialias"]
 FeedForward = Literal["mlp", "swiglu"]
+Activation = Literal["gelu", "quick-gelu"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -56,6 +59,9 @@ class ViT(nn.Module):
             factor (n + 0.1) / grid), "size" (exact target size: transformers), "size-antialias" (exact target size
             with antialiasing: torch-hub with registers, timm).
         mean, std: per-channel normalisation of pixels in [0, 1].
+        pre_norm: another norm before the first block.
+        eps: of all norms.
+        activation: of the MLPs: "gelu" or "quick-gelu", x sigmoid(1.702 x), which OpenAI's CLIP has.
     """
 
     mean: Tensor
@@ -67,17 +73,19 @@ class ViT(nn.Module):
         layer_scale: float | None = 1e-5, drop_path: float | Sequence[float] = 0.0,
         interpolation: Interpolation = "hub",
         mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+        pre_norm: bool = False, eps: float = 1e-6, activation: Activation = "gelu",
     ):  # fmt: skip
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
-        for value, allowed in ((interpolation, get_args(Interpolation)), (ffn, get_args(FeedForward))):
+        choices = ((interpolation, Interpolation), (ffn, FeedForward), (activation, Activation))
+        for value, allowed in ((value, get_args(choice)) for value, choice in choices):
             if value not in allowed:
                 raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
         self.config = {
             "patch": patch, "dim": dim, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio, "ffn": ffn,
             "registers": registers, "grid": list(grid), "layer_scale": layer_scale, "interpolation": interpolation,
-            "mean": list(mean), "std": list(std),
+            "mean": list(mean), "std": list(std), "pre_norm": pre_norm, "eps": eps, "activation": activation,
         }  # fmt: skip
         self.patch, self.dim, self.depth, self.heads = patch, dim, depth, heads
         self.grid = (grid[0], grid[1])
@@ -94,10 +102,13 @@ class ViT(nn.Module):
             drop_path = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         if len(drop_path) != depth or not all(0 <= rate < 1 for rate in drop_path):
             raise ValueError(f"drop_path needs {depth} rates in [0, 1), one for each block, got {list(drop_path)}")
+        self.pre_norm = nn.LayerNorm(dim, eps=eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio=mlp_ratio, ffn=ffn, layer_scale=layer_scale, drop_path=r) for r in drop_path
-        )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+            Block(dim, heads, mlp_ratio=mlp_ratio, ffn=ffn, layer_scale=layer_scale, drop_path=r, eps=eps,
+                  activation=activation)
+            for r in drop_path
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(dim, eps=eps)
         self.initialise()
 
     def initialise(self) -> None:
@@ -187,9 +198,8 @@ class ViT(nn.Module):
         # x.shape[0], not len(x): the latter is a plain number, which would freeze the batch size of an exported graph.
         cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         x = x + positions[:, 1:]
-        if self.register_tokens is None:
-            return torch.cat([cls, x], dim=1)
-        return torch.cat([cls, self.register_tokens.expand(x.shape[0], -1, -1), x], dim=1)
+        registers = [] if self.register_tokens is None else [self.register_tokens.expand(x.shape[0], -1, -1)]
+        return self.pre_norm(torch.cat([cls, *registers, x], dim=1))
 
     def normalise(self, images: Num[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch 3 h w"]:
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
@@ -235,15 +245,16 @@ class Block(nn.Module):
 
     def __init__(
         self, dim: int, heads: int, *, mlp_ratio: float = 4.0, ffn: FeedForward = "mlp",
-        layer_scale: float | None = 1e-5, drop_path: float = 0.0,
+        layer_scale: float | None = 1e-5, drop_path: float = 0.0, eps: float = 1e-6, activation: Activation = "gelu",
+        causal: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = SelfAttention(dim, heads)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = SelfAttention(dim, heads, causal=causal)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         hidden = int(dim * mlp_ratio)
-        self.mlp = Mlp(dim, hidden) if ffn == "mlp" else SwiGLU(dim, swiglu_width(hidden))
+        self.mlp = Mlp(dim, hidden, activation) if ffn == "mlp" else SwiGLU(dim, swiglu_width(hidden))
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = drop_path
 
@@ -267,11 +278,11 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, fused."""
+    """Multi-head self-attention, fused.  causal: a token sees itself and those before it."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int, heads: int, *, causal: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -290,26 +301,32 @@ class SelfAttention(nn.Module):
 
     def collect(self, q: Tensor, k: Tensor, v: Tensor) -> Float[Tensor, "batch token dim"]:
         """What each query collects, the heads side by side."""
-        return attend(q, k, v).transpose(1, 2).flatten(2)
+        return attend(q, k, v, causal=self.causal).transpose(1, 2).flatten(2)
 
     def weights(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch head query key"]:
         """softmax(q k^T / sqrt(d)), materialised."""
         q, k, _ = self.heads_of(x)
-        return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
+        scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+        if self.causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        return scores.softmax(-1)
 
 
 def attend(
     q: Float[Tensor, "batch head query width"],
     k: Float[Tensor, "batch head key width"],
     v: Float[Tensor, "batch head key width"],
+    *,
+    causal: bool = False,
 ) -> Float[Tensor, "batch head query width"]:
-    """softmax(q k^T / sqrt(d)) v, fused.
+    """softmax(q k^T / sqrt(d)) v, fused; `causal` with -inf where the key comes after the query.
 
-    Written out for bfloat16 on a CPU, where PyTorch's fused kernel takes two to three times as long as plain matrix
-    products, and its backward pass longer still.  These keep the weights of all pairs in memory, so without gradients
-    only as many as WRITTEN_OUT; they round them to bfloat16, which moves probabilities about as far as the rest does.
+    Written out, where it is not causal, for bfloat16 on a CPU, where PyTorch's fused kernel takes two to three times as
+    long as plain matrix products, and its backward pass longer still.  These keep the weights of all pairs in memory,
+    so without gradients only as many as WRITTEN_OUT; they round them to bfloat16, which moves probabilities about as
+    far as the rest does.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not causal:
         if q.requires_grad:
             return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1).to(v.dtype) @ v
         batch, heads, queries, width = q.shape
@@ -318,22 +335,23 @@ def attend(
             none = q.new_zeros(1, 1, 1)  # a product that is scaled as it is written
             scores = torch.baddbmm(none, q, k.transpose(1, 2), beta=0, alpha=width**-0.5)
             return torch.bmm(scores.softmax(-1), v).unflatten(0, (batch, heads))
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
 class Mlp(nn.Module):
     """Linear, GELU, linear."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, activation: Activation = "gelu"):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.quick = activation == "quick-gelu"
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.fc2(self.activation(self.fc1(x.to(self.fc1.weight.dtype))))
 
     def activation(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch hidden"]:
-        return F.gelu(hidden)
+        return hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
 
     def layers(self) -> tuple[nn.Linear, nn.Linear]:
         """Before and after the activation."""

@@ -7,6 +7,8 @@ What the tensors mean is the business of `layouts`.
 import argparse
 import json
 import re
+import warnings
+import zipfile
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -25,8 +27,10 @@ WEIGHT_FILES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
 )
-CONFIG_FILES = ("config.json", "preprocessor_config.json")
+CONFIG_FILES = ("config.json", "preprocessor_config.json", "open_clip_config.json")
 
 # A name without a revision means the same weights tomorrow as today: these commits, as published by Meta.  Other
 # repositories are taken at their main branch unless the user names a revision.
@@ -49,7 +53,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint as it stands in its files, before any layout is recognised."""
 
     content: dict[str, Any]  # tensors by name; torch files may nest them in further dicts
-    config: dict[str, Any]  # config.json and preprocessor_config.json beside the weights, merged; {} without
+    config: dict[str, Any]  # CONFIG_FILES beside the weights, merged; {} without
     negah: dict[str, Any]  # what negah wrote into the safetensors metadata; {} for files of others
     origin: str  # for messages: a path, or name@revision
 
@@ -108,7 +112,7 @@ def file_in(folder: Path) -> Path:
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """config.json and preprocessor_config.json of a folder, merged; {} without either."""
+    """CONFIG_FILES of a folder, merged; {} without any."""
     return merged([folder / name for name in CONFIG_FILES if (folder / name).is_file()])
 
 
@@ -192,13 +196,18 @@ def shards_in(file: Path) -> list[str]:
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Content of one file, and the json under "negah" in its metadata ({} without).
 
-    Files that end in .safetensors are read as such; all others as torch files, with `weights_only=True`.
+    Files that end in .safetensors are read as such; all others as torch files, with `weights_only=True`.  Of an archive
+    of TorchScript, as OpenAI publishes CLIP, the tensors are taken, and nothing of its code is run.
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(str(path), framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
                 return tensors, json.loads((file.metadata() or {}).get("negah", "{}"))
+        if is_torchscript(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # that the format is out of fashion
+                return dict(torch.jit.load(path, map_location="cpu").state_dict()), {}
         # DINO's training files carry their command line; a namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -207,6 +216,14 @@ def read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: save a state dict")
     return content, {}
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive that holds code beside its tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
 
 
 def kind(path: Path) -> str:

@@ -57,6 +57,7 @@ def negah(config: Mapping[str, Any]) -> Names:
     """Our own: the state dict of a `ViT`, whose names are those of the torch-hub files."""
     names = ["cls_token", "mask_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
     names += ["register_tokens"] if config["registers"] else []
+    names += ["pre_norm.weight", "pre_norm.bias"] if config.get("pre_norm") else []  # files of 0.1 do not say
     ffn = ("mlp.fc1", "mlp.fc2") if config["ffn"] == "mlp" else ("mlp.w12", "mlp.w3")
     for i in range(config["depth"]):
         for part in ("norm1", "attn.qkv", "attn.proj", "norm2", *ffn):

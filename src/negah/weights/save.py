@@ -34,6 +34,8 @@ def save(vit: ViT, path: Path | str, *, layout: Layout = "negah", dtype: torch.d
     """
     path = Path(path)
     config = dict(vit.config)
+    if layout != "negah" and (config["pre_norm"] or config["activation"] != "gelu" or config["eps"] != 1e-6):
+        raise WeightsError(f"a ViT with CLIP's norms or activation does not fit the {layout} layout: save it as negah")
     state = {name: parameter.detach().cpu() for name, parameter in vit.named_parameters()}
     if config["layer_scale"] is None and layout in ("hub", "transformers"):
         config["layer_scale"] = 1.0

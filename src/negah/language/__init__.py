@@ -1,0 +1,7 @@
+"""Pictures and words: CLIP, and what turns texts into tokens."""
+
+from negah.language.clip import CLIP
+from negah.language.load import load
+from negah.language.tokens import Tokenizer
+
+__all__ = ["CLIP", "Tokenizer", "load"]

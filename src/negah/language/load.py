@@ -1,0 +1,97 @@
+"""`load`: from a name or a path to a `CLIP` with those weights, strictly; `save`: back to a file.
+
+load("openai/clip-vit-base-patch32")       transformers' layout, from the hub or a folder
+load("open_clip_model.safetensors")        open_clip's, with open_clip_config.json beside it if it has one
+load("ViT-B-32.pt")                        OpenAI's own archive
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from negah.errors import WeightsError
+from negah.language.clip import CLIP
+from negah.language.layouts import build, describe, fit, recognise
+from negah.language.tokens import Tokenizer
+from negah.nn.vit import Activation, ViT
+from negah.weights.files import Checkpoint, read
+from negah.weights.save import write_tensors
+
+
+def load(
+    name_or_path: str | Path, *, revision: str | None = None, activation: Activation | None = None,
+    device: torch.device | str = "cpu",
+) -> CLIP:  # fmt: skip
+    """A CLIP in eval mode and fp32.
+
+    Args:
+        name_or_path, revision: as of `negah.weights.load`.
+        activation: of the MLPs, for files that do not say: those of open_clip without their config are taken to have
+            "gelu", OpenAI's own archives "quick-gelu".  What was trained with one is worse, unnoticed, with the other.
+        device: where it goes.
+
+    Raises WeightsError when there are no such weights, they cannot be fetched or read, are no CLIP, or any tensor is
+    missing, unexpected or misshapen (all are named).
+    """
+    return clip_of(read(name_or_path, revision=revision), activation=activation).to(device)
+
+
+def clip_of(checkpoint: Checkpoint, *, activation: Activation | None = None) -> CLIP:
+    """The CLIP that a checkpoint holds; see `load`."""
+    origin, state = checkpoint.origin, checkpoint.content
+    inner = state.get("state_dict")
+    state = inner if isinstance(inner, dict) else state  # open_clip's training files
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    layout = recognise(state)
+    if layout is None:
+        raise WeightsError(f"{origin} holds no CLIP: neither OpenAI's names, nor transformers' CLIPModel's, nor ours")
+    if layout == "negah":
+        described = _tupled(checkpoint.negah["clip"])
+    else:
+        described = describe(state, layout, checkpoint.config, activation=activation, origin=origin)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = build(described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{origin} describes a CLIP that this version cannot build: {error}") from error
+    model.load_state_dict(fit(state, layout, model, origin=origin))
+    return model.eval()
+
+
+def save(model: CLIP, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16) -> Path:
+    """Write a .safetensors file from which `load` restores the model, and `tokenizer_of` its tokenizer.
+
+    Raises WeightsError for a path that does not end in .safetensors, OutputError when it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"cannot write a CLIP to {path}: give a name ending in .safetensors")
+    kind = "image" if isinstance(model.image, ViT) else "resnet"
+    described = {kind: model.image.config, "text": model.text.config, "dim": model.dim, "end": model.end}
+    tensors = {name: _stored(value, dtype) for name, value in model.state_dict().items()}
+    kept: dict[str, Any] = {"clip": described} | ({"tokens": tokens.to_json()} if tokens else {})
+    write_tensors(tensors, path, {"format": "pt", "negah": json.dumps(kept, sort_keys=True)})
+    return path
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer in a file that `save` wrote.  Raises WeightsError when there is none."""
+    if "tokens" not in checkpoint.negah:
+        raise WeightsError(
+            f"{checkpoint.origin} holds no tokenizer: give Tokenizer.of_folder the folder of its vocabulary"
+        )
+    return Tokenizer.of_json(checkpoint.negah["tokens"])
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu().clone().contiguous()
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _tupled(described: dict[str, Any]) -> dict[str, Any]:
+    """json knows only lists."""
+    image = described.get("image")
+    return described if image is None else {**described, "image": {**image, "grid": tuple(image["grid"])}}
