@@ -107,7 +107,7 @@ class Tokenizer:
             row[: len(ids)] = torch.tensor(ids)
         return found
 
-    def text(self, ids: Iterable[int]) -> str:
+    def text(self, ids: Int[Tensor, " token"] | Sequence[int]) -> str:
         """The text of some token numbers, up to the end token, without the marks."""
         ids = [int(i) for i in ids]
         ids = ids[: ids.index(self.end)] if self.end in ids else ids

@@ -30,7 +30,8 @@ WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-CONFIG_FILES = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+CONFIG_FILES = ("config.json", "preprocessor_config.json")
+OPEN_CLIP = "open_clip_config.json"  # beside open_clip's weights
 
 # A name without a revision means the same weights tomorrow as today: these commits, as published by Meta.  Other
 # repositories are taken at their main branch unless the user names a revision.
@@ -53,7 +54,7 @@ class Checkpoint(NamedTuple):
     """A checkpoint as it stands in its files, before any layout is recognised."""
 
     content: dict[str, Any]  # tensors by name; torch files may nest them in further dicts
-    config: dict[str, Any]  # CONFIG_FILES beside the weights, merged; {} without
+    config: dict[str, Any]  # CONFIG_FILES and OPEN_CLIP beside the weights, merged; {} without
     negah: dict[str, Any]  # what negah wrote into the safetensors metadata; {} for files of others
     origin: str  # for messages: a path, or name@revision
 
@@ -112,8 +113,8 @@ def file_in(folder: Path) -> Path:
 
 
 def config_in(folder: Path) -> dict[str, Any]:
-    """CONFIG_FILES of a folder, merged; {} without any."""
-    return merged([folder / name for name in CONFIG_FILES if (folder / name).is_file()])
+    """CONFIG_FILES and OPEN_CLIP of a folder, merged; {} without any."""
+    return merged([folder / name for name in (*CONFIG_FILES, OPEN_CLIP) if (folder / name).is_file()])
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
@@ -148,6 +149,8 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     at = revision or "main"
     config = merged([path for name in CONFIG_FILES if (path := get(name))])
     file = next((path for name in WEIGHT_FILES if (path := get(name))), None)
+    if file is not None and file.name.startswith("open_clip") and (path := get(OPEN_CLIP)):
+        config |= merged([path])
     missing = [] if file is None else [s for s in shards_in(file) if get(s) is None]
     if (file is None or missing) and not within_reach:
         raise WeightsError(
