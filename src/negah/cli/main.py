@@ -27,6 +27,7 @@ from negah.cli.lab import Lab
 from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
 from negah.cli.scene import Scene
+from negah.cli.search import Search
 from negah.cli.survey import Survey
 from negah.errors import NegahError
 
@@ -37,6 +38,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "probe eval": ProbeEval,
     "pretrain": Pretrain,
     "attack": Attack,
+    "search": Search,
     "lab": Lab,
     "export": Export,
     "scene": Scene,

@@ -132,14 +132,14 @@ class Pool(torch.utils.data.Dataset):
         scenes, others = _told_apart(paths)
         sources = find_sources(others) if others or not scenes else []
         windows: list[list[Picture]] = []
-        for done, (source, found) in enumerate(_in_order(self._look, sources, threads), 1):
+        for done, (source, found) in enumerate(in_order(self._look, sources, threads), 1):
             if isinstance(found, list):
                 windows += found
             else:
                 self._take(Picture(source), found)
             progress("pictures", done, len(sources))
         faults: dict[str, list[str]] = {}
-        for done, (run, found) in enumerate(_in_order(self._read_run, windows, threads), 1):
+        for done, (run, found) in enumerate(in_order(self._read_run, windows, threads), 1):
             for tile, pixels in zip(run, found):
                 if isinstance(pixels, str):
                     faults.setdefault(tile.source.name, []).append(pixels)
@@ -147,7 +147,7 @@ class Pool(torch.utils.data.Dataset):
                     self._take(tile, pixels)
             progress("windows", done, len(windows))
         self.failures += [(name, f"{len(reasons)} windows: {reasons[0]}") for name, reasons in faults.items()]
-        for done, (tile, pixels) in enumerate(_in_order(lambda tile: tile.pixels(side), scenes, threads), 1):
+        for done, (tile, pixels) in enumerate(in_order(lambda tile: tile.pixels(side), scenes, threads), 1):
             self._take(tile, pixels)
             progress("scenes", done, len(scenes))
         del self._first
@@ -163,7 +163,7 @@ class Pool(torch.utils.data.Dataset):
         index = range(len(self))[index]  # IndexError at the end, by which a loop over the pool stops
         if index < self._kept:
             return self._blocks[index // self._per_block][index % self._per_block]
-        return _channels_first(self.tiles[index].pixels(self.side))
+        return channels_first(self.tiles[index].pixels(self.side))
 
     @property
     def _kept(self) -> int:
@@ -213,7 +213,7 @@ class Pool(torch.utils.data.Dataset):
             if index % self._per_block == 0:
                 rows = min(self._per_block, self._room - index)
                 self._blocks.append(torch.empty(rows, 3, self.side, self.side, dtype=torch.uint8))
-            self._blocks[-1][index % self._per_block] = _channels_first(found)
+            self._blocks[-1][index % self._per_block] = channels_first(found)
 
 
 def folder_labels(names: Sequence[str]) -> tuple[Int[Tensor, " tile"], list[str]]:
@@ -260,7 +260,7 @@ def _told_apart(paths: Sequence[str | Path]) -> tuple[list[Drawn], list[str | Pa
     return scenes, others
 
 
-def _in_order(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[tuple[Any, Any]]:
+def in_order(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[tuple[Any, Any]]:
     """(item, work(item)) in order, by several threads that run ahead by a few items only."""
     with ThreadPoolExecutor(threads, "read") as pool:
         waiting: deque = deque()
@@ -274,5 +274,6 @@ def _in_order(work: Callable[[Any], Any], items: Iterable[Any], threads: int) ->
             yield done, future.result()
 
 
-def _channels_first(pixels: Pixels) -> UInt8[Tensor, "3 h w"]:
+def channels_first(pixels: Pixels) -> UInt8[Tensor, "3 h w"]:
+    """What models take."""
     return torch.from_numpy(pixels.rgb.copy()).permute(2, 0, 1).contiguous()

@@ -74,6 +74,14 @@ class Source:
     member: Member | None = None
     problem: str | None = None
 
+    def state(self) -> tuple[int, int]:
+        """Size and time of change (ns) of its file, to notice when it is exchanged; (-1, -1) where nobody can tell."""
+        try:
+            found = os.stat(self.path) if self.path is not None else None
+        except OSError:
+            found = None
+        return (-1, -1) if found is None else (found.st_size, found.st_mtime_ns)
+
     def open(self) -> Raster:
         """Open it, in whatever thread calls.  Raises InputError where that cannot be done."""
         if self.problem is not None:

@@ -141,7 +141,7 @@ def survey(
     with ExitStack() as stack:
         stack.enter_context(gdal_settings())
         _prepare_folder(out, overwrite=options.overwrite)
-        inputs = [_input(source) for source in sources]
+        inputs = [Input(source.name, *source.state()) for source in sources]
         begun = Ledger.begun(out)
         plan_of = partial(
             make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd=options.gsd,
@@ -462,18 +462,6 @@ def _make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from error
-
-
-def _input(source: Source) -> Input:
-    """How a source looks from outside, to notice when it is exchanged."""
-    path = source.path
-    if path is None:
-        return Input(source.name, -1, -1)
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return Input(source.name, -1, -1)
-    return Input(source.name, stat.st_size, stat.st_mtime_ns)
 
 
 def _digest(path: Path | None) -> str | None:

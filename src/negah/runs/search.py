@@ -1,0 +1,173 @@
+"""`negah search`: the pictures of a folder that words, or a picture, describe best."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from negah.errors import InputError, WeightsError
+from negah.images.pool import Picture, channels_first, in_order
+from negah.images.sources import Source, find_sources
+from negah.language.clip import CLIP
+from negah.language.load import clip_of, tokenizer_of
+from negah.language.retrieval import Index
+from negah.language.tokens import Tokenizer
+from negah.runs.record import compute_device
+from negah.weights.files import read
+
+BATCH = 64
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What was found for one query, best first: (name, cosine)."""
+
+    query: str
+    hits: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """images: in the index.  read: of these, how many were looked at now.  failures: (name, reason)."""
+
+    images: int
+    read: int
+    found: list[Hits]
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def search(
+    queries: Sequence[str], images: Sequence[str | Path], *, model: str, vocabulary: Path | None = None,
+    best: int = 10, index: Path | None = None, progress: Progress = lambda stage, done, total: None,
+) -> Result:  # fmt: skip
+    """The `best` pictures for each query: a sentence, or the path of a picture.
+
+    Args:
+        model: a CLIP, see `negah.language.load`.  vocabulary: folder of its tokens, where the model has none itself.
+        index: kept there, and used again for the same pictures and model; what changed is looked at anew.
+
+    Raises InputError for what cannot be searched, WeightsError for what is no CLIP.
+    """
+    if not queries or best < 1:
+        raise InputError("give at least one query, and ask for at least one picture")
+    clip, tokens = described_by(model, vocabulary)
+    sources = find_sources(images)
+    clip = clip.to(compute_device())
+    known = Index.load(index) if index is not None and index.exists() else None
+    whole, looked_at, failures = indexed(clip, sources, known, progress)
+    if not len(whole):
+        raise InputError(f"none of {len(sources)} pictures can be read (first: {failures[0][1]})")
+    if index is not None and looked_at:
+        whole.save(index)
+    vectors = torch.cat([of_query(clip, tokens, query) for query in queries])
+    found = whole.search(vectors, best=best)
+    hits = [
+        Hits(query, [(whole.names[n], round(s, 4)) for n, s in zip(numbers, scores)])
+        for query, numbers, scores in zip(queries, found.numbers.tolist(), found.scores.tolist())
+    ]
+    return Result(len(whole), looked_at, hits, failures)
+
+
+def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP, Tokenizer]:
+    """A CLIP and its tokens.  Raises WeightsError where there are none."""
+    checkpoint = read(model)
+    clip = clip_of(checkpoint)
+    if vocabulary is not None:
+        tokens = Tokenizer.of_folder(vocabulary, length=clip.text.length)
+    elif "tokens" in checkpoint.negah:
+        tokens = tokenizer_of(checkpoint)
+    elif Path(model).is_dir():
+        tokens = Tokenizer.of_folder(model, length=clip.text.length)
+    else:
+        raise WeightsError(
+            f"{model} does not hold its vocabulary: give --vocabulary the folder of its tokenizer.json, or of "
+            "vocab.json and merges.txt"
+        )
+    if len(tokens) != clip.text.vocabulary or tokens.end != clip.end:
+        raise WeightsError(
+            f"a vocabulary of {len(tokens)} tokens that end with {tokens.end} is not that of {model}, which has "
+            f"{clip.text.vocabulary} and ends with {clip.end}"
+        )
+    return clip, tokens
+
+
+def indexed(
+    clip: CLIP, sources: Sequence[Source], known: Index | None, progress: Progress
+) -> tuple[Index, int, list[tuple[str, str]]]:
+    """An index of the sources; of how many a vector was made, the others being known; what could not be read."""
+    model = fingerprint(clip)
+    vectors: dict[str, Tensor] = {}
+    if known is not None and known.about.get("model") == model:
+        vectors = dict(zip(json.loads(known.about["stamps"]), known.vectors))
+    stamps = {stamp(source): source for source in sources}
+    new = {mark: source for mark, source in stamps.items() if mark not in vectors}
+    failures = []
+    for mark, found in encoded(clip, new, progress):
+        if isinstance(found, str):
+            failures.append((new[mark].name, found))
+        else:
+            vectors[mark] = found
+    kept = [mark for mark in stamps if mark in vectors]
+    stacked = torch.stack([vectors[mark] for mark in kept]) if kept else torch.empty(0, clip.dim)
+    about = {"model": model, "stamps": json.dumps(kept)}
+    return Index.of([stamps[mark].name for mark in kept], stacked, about), len(new) - len(failures), failures
+
+
+@torch.inference_mode()
+def encoded(
+    clip: CLIP, sources: Mapping[str, Source], progress: Progress
+) -> Iterator[tuple[str, Float[Tensor, " dim"] | str]]:
+    """A vector of each picture's middle square, or why it could not be read."""
+
+    def look(item: tuple[str, Source]) -> Tensor | str:
+        try:
+            return channels_first(Picture(item[1]).pixels(clip.size))
+        except InputError as error:
+            return str(error)
+
+    waiting: list[tuple[str, Tensor]] = []
+    reading = in_order(look, sources.items(), min(8, os.cpu_count() or 1))
+    for done, ((mark, _), pixels) in enumerate(reading, 1):
+        if isinstance(pixels, str):
+            yield mark, pixels
+        else:
+            waiting.append((mark, pixels))
+        if len(waiting) == BATCH or (waiting and done == len(sources)):
+            batch = torch.stack([pixels for _, pixels in waiting]).to(clip.log_scale.device)
+            yield from zip((mark for mark, _ in waiting), clip.images(batch).float().cpu())
+            waiting.clear()
+        progress("pictures", done, len(sources))
+
+
+@torch.inference_mode()
+def of_query(clip: CLIP, tokens: Tokenizer, query: str) -> Float[Tensor, "1 dim"]:
+    """Of a picture where the query is the path of a file, else of its words."""
+    where = clip.log_scale.device
+    if query.strip() == "":
+        raise InputError("an empty query describes nothing: give some words, or the path of a picture")
+    if Path(query).is_file():
+        source = find_sources([query])[0]
+        return clip.images(channels_first(Picture(source).pixels(clip.size))[None].to(where)).cpu()
+    return clip.texts(tokens([query]).to(where)).cpu()
+
+
+def stamp(source: Source) -> str:
+    """Tells a picture from another one, and from itself before it was changed."""
+    member = source.member.name if source.member is not None else ""
+    return f"{source.name} {member} {source.state()}"
+
+
+def fingerprint(clip: CLIP) -> str:
+    """Of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
