@@ -21,8 +21,6 @@ optimiser too).  Each run measures what it is asked for and leaves the other row
 
 import argparse
 import copy
-import ctypes
-import gc
 import json
 import os
 import statistics
@@ -30,7 +28,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -40,6 +37,7 @@ import torch.nn.functional as F
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models.modules import DINOProjectionHead, DINOv2ProjectionHead, MaskedVisionTransformerTIMM
 from lightly.models.utils import deactivate_requires_grad, random_block_mask, update_drop_path_rate, update_momentum
+from memory import highest
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -235,18 +233,13 @@ def peak(name: str, method: str) -> dict[str, float]:
     """Highest resident size over two steps of this process, in MB: over that before them, and in all."""
     batch, step = crops(), Step(name, method)
     step(batch)
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory back to the system, or it would count as in use before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = status("VmRSS")
-    for _ in range(2):
+
+    def twice() -> None:
         step(batch)
-    return {"step": status("VmHWM") - before, "all": status("VmHWM")}
+        step(batch)
 
-
-def status(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+    above, whole = highest(twice)
+    return {"step": above / 2**20, "all": whole / 2**20}
 
 
 def products() -> list[dict[str, Any]]:
