@@ -1,7 +1,8 @@
-"""Pictures and words: CLIP, and what turns texts into tokens."""
+"""Pictures and words: CLIP, SimVLM, and what turns texts into tokens."""
 
 from negah.language.clip import CLIP
 from negah.language.load import load
+from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 
-__all__ = ["CLIP", "Tokenizer", "load"]
+__all__ = ["CLIP", "SimVLM", "Tokenizer", "load"]
