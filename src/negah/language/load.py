@@ -1,4 +1,4 @@
-"""`load`: from a name or a path to a `CLIP` with those weights, strictly; `save`: back to a file.
+"""`load`: from a name or a path to a `CLIP` or `CoCa` with those weights, strictly; `save`: back to a file.
 
 load("openai/clip-vit-base-patch32")       transformers' layout, from the hub or a folder
 load("open_clip_model.safetensors")        open_clip's, with open_clip_config.json beside it if it has one
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from negah.errors import WeightsError
 from negah.language.clip import CLIP
+from negah.language.coca import CoCa
 from negah.language.layouts import build, describe, fit, recognise
 from negah.language.tokens import Tokenizer
 from negah.nn.vit import Activation, ViT
@@ -24,8 +25,8 @@ from negah.weights.save import write_tensors
 def load(
     name_or_path: str | Path, *, revision: str | None = None, activation: Activation | None = None,
     device: torch.device | str = "cpu",
-) -> CLIP:  # fmt: skip
-    """A CLIP in eval mode and fp32.
+) -> CLIP | CoCa:  # fmt: skip
+    """A CLIP or a CoCa, whichever is there, in eval mode and fp32.
 
     Args:
         name_or_path, revision: as of `negah.weights.load`.
@@ -33,46 +34,51 @@ def load(
             "gelu", OpenAI's own archives "quick-gelu".  What was trained with one is worse, unnoticed, with the other.
         device: where it goes.
 
-    Raises WeightsError when there are no such weights, they cannot be fetched or read, are no CLIP, or any tensor is
+    Raises WeightsError when there are no such weights, they cannot be fetched or read, are neither, or any tensor is
     missing, unexpected or misshapen (all are named).
     """
-    return clip_of(read(name_or_path, revision=revision), activation=activation).to(device)
+    return model_of(read(name_or_path, revision=revision), activation=activation).to(device)
 
 
-def clip_of(checkpoint: Checkpoint, *, activation: Activation | None = None) -> CLIP:
-    """The CLIP that a checkpoint holds; see `load`."""
+def model_of(checkpoint: Checkpoint, *, activation: Activation | None = None) -> CLIP | CoCa:
+    """What a checkpoint holds; see `load`."""
     origin, state = checkpoint.origin, checkpoint.content
     inner = state.get("state_dict")
     state = inner if isinstance(inner, dict) else state  # open_clip's training files
     state = {key.removeprefix("module."): value for key, value in state.items()}
     layout = recognise(state)
     if layout is None:
-        raise WeightsError(f"{origin} holds no CLIP: neither OpenAI's names, nor transformers' CLIPModel's, nor ours")
+        raise WeightsError(f"{origin} holds no CLIP or CoCa, by the names of OpenAI, open_clip, transformers or negah")
     if layout == "negah":
-        described = _tupled(checkpoint.negah["clip"])
+        described = _tupled(checkpoint.negah["language"])
     else:
         described = describe(state, layout, checkpoint.config, activation=activation, origin=origin)
     try:
         with torch.random.fork_rng(devices=[]):
             model = build(described)
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{origin} describes a CLIP that this version cannot build: {error}") from error
+        raise WeightsError(f"{origin} describes a model that this version cannot build: {error}") from error
     model.load_state_dict(fit(state, layout, model, origin=origin))
     return model.eval()
 
 
-def save(model: CLIP, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16) -> Path:
+def save(
+    model: CLIP | CoCa, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16
+) -> Path:
     """Write a .safetensors file from which `load` restores the model, and `tokenizer_of` its tokenizer.
 
     Raises WeightsError for a path that does not end in .safetensors, OutputError when it cannot be written.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise WeightsError(f"cannot write a CLIP to {path}: give a name ending in .safetensors")
+        raise WeightsError(f"cannot write a model to {path}: give a name ending in .safetensors")
     kind = "image" if isinstance(model.image, ViT) else "resnet"
-    described = {kind: model.image.config, "text": model.text.config, "dim": model.dim, "end": model.end}
+    if isinstance(model, CoCa):
+        described = {kind: model.image.config, "coca": model.config}
+    else:
+        described = {kind: model.image.config, "text": model.text.config, "dim": model.dim, "end": model.end}
     tensors = {name: _stored(value, dtype) for name, value in model.state_dict().items()}
-    kept: dict[str, Any] = {"clip": described} | ({"tokens": tokens.to_json()} if tokens else {})
+    kept: dict[str, Any] = {"language": described} | ({"tokens": tokens.to_json()} if tokens else {})
     write_tensors(tensors, path, {"format": "pt", "negah": json.dumps(kept, sort_keys=True)})
     return path
 

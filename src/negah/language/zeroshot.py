@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from negah.errors import InputError
 from negah.language.clip import CLIP
+from negah.language.coca import CoCa
 from negah.language.tokens import Tokenizer
 
 PHOTO = ("a photo of a {}.", "a picture of a {}.", "a photo of the {}.", "a photo of many {}.", "a close-up of a {}.")
@@ -28,7 +29,7 @@ AERIAL = (
 
 @torch.no_grad()
 def prototypes(
-    model: CLIP, tokens: Tokenizer, classes: Sequence[str], templates: Sequence[str] = PHOTO
+    model: CLIP | CoCa, tokens: Tokenizer, classes: Sequence[str], templates: Sequence[str] = PHOTO
 ) -> Float[torch.Tensor, "class dim"]:
     """Unit vectors of the classes.  Raises InputError without classes, and for templates without {}."""
     if not classes or not templates:

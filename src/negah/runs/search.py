@@ -15,7 +15,8 @@ from negah.errors import InputError, WeightsError
 from negah.images.pool import Picture, channels_first, in_order
 from negah.images.sources import Source, find_sources
 from negah.language.clip import CLIP
-from negah.language.load import clip_of, tokenizer_of
+from negah.language.coca import CoCa
+from negah.language.load import model_of, tokenizer_of
 from negah.language.retrieval import Index
 from negah.language.tokens import Tokenizer
 from negah.runs.record import compute_device
@@ -75,10 +76,10 @@ def search(
     return Result(len(whole), looked_at, hits, failures)
 
 
-def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP, Tokenizer]:
-    """A CLIP and its tokens.  Raises WeightsError where there are none."""
+def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP | CoCa, Tokenizer]:
+    """A CLIP or CoCa and its tokens.  Raises WeightsError where there are none."""
     checkpoint = read(model)
-    clip = clip_of(checkpoint)
+    clip = model_of(checkpoint)
     if vocabulary is not None:
         tokens = Tokenizer.of_folder(vocabulary, length=clip.text.length)
     elif "tokens" in checkpoint.negah:
@@ -99,7 +100,7 @@ def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP, Tokenizer]:
 
 
 def indexed(
-    clip: CLIP, sources: Sequence[Source], known: Index | None, progress: Progress
+    clip: CLIP | CoCa, sources: Sequence[Source], known: Index | None, progress: Progress
 ) -> tuple[Index, int, list[tuple[str, str]]]:
     """An index of the sources; of how many a vector was made, the others being known; what could not be read."""
     model = fingerprint(clip)
@@ -122,7 +123,7 @@ def indexed(
 
 @torch.inference_mode()
 def encoded(
-    clip: CLIP, sources: Mapping[str, Source], progress: Progress
+    clip: CLIP | CoCa, sources: Mapping[str, Source], progress: Progress
 ) -> Iterator[tuple[str, Float[Tensor, " dim"] | str]]:
     """A vector of each picture's middle square, or why it could not be read."""
 
@@ -147,7 +148,7 @@ def encoded(
 
 
 @torch.inference_mode()
-def of_query(clip: CLIP, tokens: Tokenizer, query: str) -> Float[Tensor, "1 dim"]:
+def of_query(clip: CLIP | CoCa, tokens: Tokenizer, query: str) -> Float[Tensor, "1 dim"]:
     """Of a picture where the query is the path of a file, else of its words."""
     where = clip.log_scale.device
     if query.strip() == "":
@@ -164,7 +165,7 @@ def stamp(source: Source) -> str:
     return f"{source.name} {member} {source.state()}"
 
 
-def fingerprint(clip: CLIP) -> str:
+def fingerprint(clip: CLIP | CoCa) -> str:
     """Of a model's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
