@@ -23,12 +23,11 @@ import torch
 from area_jiangsu import SIDES, ZOOM, extracted, looked
 from torch import Tensor
 
-from negah.adversarial.evaluate import Bf16
 from negah.images.windows import Box
 from negah.probe.detector import Detector, load
 from negah.probe.splits import location_groups
 from negah.runs.aerial.tiles import GSD_M, WINDOW_PX, background, jiangsu
-from negah.runs.attack_area import Moved, attack_area
+from negah.runs.attack_area import Moved, Windows, attack_area
 from negah.runs.calibrate import Pair
 from negah.solar.calibration import Calibration, calibrate
 from negah.solar.survey import Measure
@@ -62,12 +61,12 @@ def main() -> None:
     }  # fmt: skip
     rows = []
     for way, made in (("first estimate", None), ("calibrated", calibration)):
-        for name, (windows, ground, truth) in sets.items():
+        for name, (pixels, ground, truth) in sets.items():
             began = time.process_time()
             eps = (1 / 255, 2 / 255) if made else (0.5 / 255, 1 / 255, 2 / 255)
             found = attack_area(
-                detector, windows, Measure(threshold, calibration=made), ground_m2=ground,
-                gsd_m=np.full(len(windows), GSD_M), eps=eps, steps=args.steps, search=Bf16,
+                detector, Windows(pixels, ground, np.full(len(pixels), GSD_M)), Measure(threshold, calibration=made),
+                eps=eps, steps=args.steps, bf16=True,
             )  # fmt: skip
             for moved in found:
                 rows.append({"measure": way, "set": name, "true_m2": truth} | figures(moved))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from negah.adversarial.climb import Ball, Best
+from negah.adversarial.evaluate import Bf16
 from negah.adversarial.gradient import Halving
 from negah.adversarial.norms import LINF, Norm
 from negah.adversarial.target import check, gradient, logits_of, still
@@ -22,15 +23,18 @@ Images = Float[Tensor, "batch channel h w"]
 Score = Callable[[Images], Float[Tensor, " batch"]]
 
 
-def ascend(score: Score, images: Images, *, eps: float, norm: Norm = LINF, steps: int = 20) -> Images:
+def ascend(
+    score: Score, images: Images, *, eps: float, norm: Norm = LINF, steps: int = 20, bf16: bool = False
+) -> Images:  # fmt: skip
     """For each image the point of highest score that was met, the image itself where there is none.
 
-    score: differentiable; a module is put into evaluation mode, and left as it was.
+    score: differentiable; a module is put into evaluation mode, and left as it was.  bf16: search in bfloat16, by whose
+    rounding the point that is kept may be a little lower than the image.
     Raises InputError as attacks do, and for scores that are not finite.
     """
     if steps < 1:
         raise InputError(f"steps is a count, 1 or more, not {steps}")
-    model = AsLogits(score)
+    model = Bf16(AsLogits(score)) if bf16 else AsLogits(score)
     index = torch.arange(len(images), device=images.device)
     aim = torch.ones_like(index)
     none = torch.zeros_like(index, dtype=torch.bool)

@@ -1,7 +1,9 @@
 """How far a small change of the pixels can move the square metres that are measured of windows.
 
-    found = attack_area(detector, windows, Measure(threshold), ground_m2=..., gsd_m=..., eps=(1 / 255, 2 / 255))
-    found[1].lowest.sum(), found[1].before.sum(), found[1].highest.sum()
+    some, failures = windows_of(["town.tif"], detector, most=50)
+    for windows in some:                                                                    each of one shape
+        found = attack_area(detector, windows, Measure(detector.info.threshold), eps=(1 / 255, 2 / 255))
+        found[1].lowest.sum(), found[1].before.sum(), found[1].highest.sum()
 
 In the Linf ball around each window, `adversarial.ascend` climbs the smooth logarithm of its area, upwards and downwards
 (`solar.sensitivity.SmoothArea`); what counts is what a survey then measures.  Beside it stand random signs of the same
@@ -11,6 +13,7 @@ size: noise that means no harm.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +24,25 @@ from torch import Tensor, nn
 from negah.adversarial.ascend import ascend
 from negah.adversarial.universal import random_signs
 from negah.errors import InputError
+from negah.images.bands import gdal_settings
+from negah.images.sources import find_sources
 from negah.probe.detector import Detector
+from negah.solar.plan import make_plan
 from negah.solar.sensitivity import SmoothArea, measured_m2
 from negah.solar.survey import Measure
 
 BATCH = 16  # windows that are climbed at a time
+
+
+class Windows(NamedTuple):
+    """Windows of one shape as a survey reads them: at the detector's ground size, all pixels valid.
+
+    ground_m2: of each window.  gsd_m: metres per pixel of the picture that it comes from.
+    """
+
+    pixels: UInt8[Tensor, "n 3 h w"]
+    ground_m2: Float[ndarray, " n"]
+    gsd_m: Float[ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,36 @@ class Moved:
     noise_highest: Float[ndarray, " n"]
 
 
+def windows_of(
+    paths: Sequence[str], detector: Detector, *, gsd: float | None = None, most: int = 100, seed: int = 0
+) -> tuple[list[Windows], list[tuple[str, str]]]:
+    """At most so many windows of pictures, drawn at random, by shape; and what could not be read, with the reason.
+
+    gsd: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
+    """
+    sources, shapes = find_sources(paths), {}
+    with gdal_settings():
+        plan = make_plan(sources, detector.info, patch=detector.patch, gsd=gsd)
+        failures = [(failure.source, failure.reason) for failure in plan.failures]
+        drawn = np.sort(np.random.default_rng(seed).permutation(plan.windows)[:most])
+        for source in plan.sources:
+            indices = drawn[(drawn >= source.first) & (drawn < source.first + len(source.layout))] - source.first
+            try:
+                with sources[source.position].open() as raster:
+                    read = [raster.read(source.layout.box(i), source.layout.shape) for i in indices.tolist()]
+            except InputError as error:
+                failures.append((source.name, str(error)))
+                continue
+            for (rgb, valid), m2 in zip(read, source.windows_m2(indices), strict=True):
+                if valid.all():
+                    shapes.setdefault(rgb.shape, []).append((torch.from_numpy(rgb.copy()), m2, source.gsd_m))
+    found = [tuple(zip(*some, strict=True)) for some in shapes.values()]
+    return [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found], failures
+
+
 def attack_area(
-    detector: Detector, windows: UInt8[Tensor, "n 3 h w"], measure: Measure, *, ground_m2: Float[ndarray, " n"],
-    gsd_m: Float[ndarray, " n"], eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), steps: int = 20, draws: int = 3,
-    seed: int = 0, search: Callable[[nn.Module], nn.Module] = lambda smooth: smooth,
+    detector: Detector, windows: Windows, measure: Measure, *, eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255),
+    steps: int = 20, draws: int = 3, bf16: bool = False, seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Moved]:  # fmt: skip
     """One `Moved` for each radius, in rising order; what was reached at a smaller radius counts at a larger one.
@@ -55,15 +98,13 @@ def attack_area(
     stored.  Other radii say what the network's own input can do.
 
     Args:
-        windows: at the detector's ground size; sides multiples of its patch.
-        ground_m2: of each window.  gsd_m: of the picture that it comes from.
         steps: of the climb, each way.  draws: of random signs.
-        search: wraps what is climbed, such as `adversarial.evaluate.Bf16`.
+        bf16: climb in bfloat16; what counts is still fp32.
 
     Raises InputError where there is no window, for a radius of 0 or less, and, with a calibration, for one that is not
     a whole number of grey levels: the closer look knows 8 bits only.
     """
-    if not len(windows):
+    if not len(windows.pixels):
         raise InputError("there is no window to attack")
     radii = sorted(eps)
     if not radii or radii[0] <= 0:
@@ -72,11 +113,11 @@ def attack_area(
         raise InputError(
             f"eps {[*radii]}: with a calibration give whole grey levels, k / 255, as a survey reads 8 bits"
         )
-    device = next(detector.parameters()).device
-    windows, patch = windows.to(device), detector.patch
-    measured = partial(measured_m2, detector, measure=measure, patch=patch, ground_m2=ground_m2, gsd_m=gsd_m)
-    clean = windows.float() / 255
-    up = search(SmoothArea(detector, measure, patch=patch).eval())
+    measured = partial(
+        measured_m2, detector, measure=measure, patch=detector.patch, ground_m2=windows.ground_m2, gsd_m=windows.gsd_m
+    )
+    clean = windows.pixels.to(next(detector.parameters()).device).float() / 255
+    up = SmoothArea(detector, measure, patch=detector.patch)
     scores = {"highest": up, "lowest": Negative(up)}
     before = measured(clean)
     reached, found = {"highest": before, "lowest": before}, []
@@ -86,7 +127,7 @@ def attack_area(
         for turn, (name, better) in enumerate((("highest", np.maximum), ("lowest", np.minimum))):
             points = []
             for k, part in enumerate(parts):
-                points.append(ascend(scores[name], part, eps=radius, steps=steps))
+                points.append(ascend(scores[name], part, eps=radius, steps=steps, bf16=bf16))
                 progress((2 * number + turn) * len(parts) + k + 1, 2 * len(radii) * len(parts))
             reached[name] = better(reached[name], measured(keep(torch.cat(points))))
         noisy = np.stack([
