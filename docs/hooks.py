@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 CARDS = REPOSITORY / "src" / "negah" / "weights" / "bundled"
 NOT_MEASURED = "not measured yet"
+SPEC = re.compile(r"(\S+) ((?:\[[^\]]*\]|\S)+)(?: (\S+))?")  # values in brackets may hold spaces
 MARKER = re.compile(r"<!-- result: (?P<spec>[^\n]+?) -->(?P<text>.*?)<!-- /result -->", re.DOTALL)
 
 
@@ -89,7 +90,10 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _value(spec: str, results: Path) -> str:
-    name, what, *form = spec.split()
+    match = SPEC.fullmatch(spec)
+    if match is None:
+        raise ValueError(f"'{spec}' is not a source, a path and at most one format")
+    name, what, form = match[1], match[2], match[3] or ""
     if what == "headlines":
         return f"\n\n{_headlines(results)}\n\n"
     path = results / f"{name}.json"
@@ -101,9 +105,9 @@ def _value(spec: str, results: Path) -> str:
     if what == "table":
         return f"\n\n{_table(data['rows'])}\n\n"
     try:
-        return _shown(_walk(data, what), *form)
+        return _shown(_walk(data, what), form)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} has no '{what}' to be shown as '{' '.join(form)}': {error!r}") from error
+        raise ValueError(f"{path.name} has no '{what}' to be shown as '{form}': {error!r}") from error
 
 
 def _walk(data: Any, path: str) -> Any:
