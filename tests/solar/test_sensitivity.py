@@ -22,9 +22,10 @@ THRESHOLD, GROUND = 0.3, 92.16  # m2 of a window of 32 px of 0.3 m
 
 
 def detector() -> Detector:
-    """All windows are finds, and evidence differs within them."""
+    """All windows are finds; evidence and attention differ within them."""
     made = Detector.random(window_px=32, dim=64)
     with torch.no_grad():
+        made.head.block.attn.qkv.weight *= 8
         made.head.classifier.bias += 1.0
     return made
 
