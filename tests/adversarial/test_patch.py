@@ -130,7 +130,7 @@ def test_what_cannot_be_done_is_named():
         adversarial_patch(net, x, target=1, side=0)
     with pytest.raises(InputError, match=r"not \[3, 4, 5\]"):
         patched(x, torch.zeros(3, 4, 5))
-    with pytest.raises(InputError, match="row 14, column 0 leaves images"):
+    with pytest.raises(InputError, match="row 14, column 0 lies outside"):
         patched(x, torch.zeros(3, 4, 4), Placement(at=(14, 0)))
     with pytest.raises(InputError, match=r"not 0 to 2"):
         adversarial_patch(net, x, target=1, side=4, printable=(0, 2))
