@@ -38,7 +38,10 @@ def model(tmp_path_factory):
             torch.from_numpy(picture(c, seed)[:, 4:28].copy()).permute(2, 0, 1) for seed in range(8) for c in COLOURS
         ]
         fit(
-            clip, Batches(list(zip(images, ids.repeat(8, 1), torch.arange(4).repeat(8))), 32, seed=0), steps=150, lr=3e-3
+            clip,
+            Batches(list(zip(images, ids.repeat(8, 1), torch.arange(4).repeat(8))), 32, seed=0),
+            steps=150,
+            lr=3e-3,
         )
     return save(clip, tmp_path_factory.mktemp("model") / "colours.safetensors", tokens=tokens)
 
