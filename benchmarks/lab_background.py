@@ -1,4 +1,4 @@
-"""Claim: DINO's teacher turns to the object more with local crops than with global ones alone, in equal compute
+"""Claim: How far DINO's teacher turns to the object with local crops, and with global ones alone in equal compute
 
     python benchmarks/lab_background.py
 

@@ -30,7 +30,7 @@ def test_rates_are_chosen_by_training_loss_and_scaled_from_the_smallest_batch(pi
     assert len(panel.rows) == 2 * 2 * 2
     for row in panel.rows:
         assert row["steps"] * row["batch"] == EFFORT.steps * EFFORT.batch / 2 and row["seeds"] == 2
-        best = min(row["tried"], key=lambda tried: tried["loss"])
+        best = min(row["tried"], key=lambda one: one["loss"])
         assert row["rate for 256"] == best["rate"]
         assert len(row["tried"]) == 3  # of two rates, one is an end
     for name in ("LARS", "SGD"):
@@ -85,13 +85,21 @@ def test_the_leak_is_told_by_its_figures(pictures):
     assert [row["setting"] for row in panel.rows][2] == "whole batch" and len(panel.rows) == 3
     for row in panel.rows:
         assert row["seeds"] == 2 and 0 <= row["first, apart"] <= 1
-        assert f"{row['setting']}: first in {100 * row['first, together']:.1f} %" in panel.found
+        assert f"{row['setting']}: loss {row['loss']:.2f}, first in {100 * row['first, together']:.1f} %" in panel.found
 
 
-@pytest.mark.parametrize(("together", "told"), [(0.5, "company: one."), (0.3, "company: none.")])
-def test_reading_company_is_named_where_it_shows(together, told):
-    row = {"setting": "one", "first, together": together, "first, apart": 0.25, "knn": 0.4}
-    assert large_batch._told_leak([row]).endswith(told)
+@pytest.mark.parametrize(
+    ("together", "told"), [(0.5, "company helps more (5.0 and 3.0"), (0.2, "company helps no more")]
+)
+def test_what_company_is_worth_follows_the_figures(together, told):
+    names = ("by device, same company", "by device, shuffled", "whole batch")
+    rows = [{"setting": name, "loss": 4.0, "first, together": 0.3, "first, apart": 0.1, "knn": 0.4} for name in names]
+    rows[0] |= {"first, together": together, "loss": 3.0}
+    rows[2] |= {"knn": 0.5}
+    said = large_batch._told_leak(rows, 2000)
+    assert told in said and "the loss is lower than shuffled" in said
+    assert "kNN accuracy is no different from shuffled and below the whole batch" in said
+    assert large_batch.gain({"first, together": 0.0, "first, apart": 0.0}) == 1
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method trains with.  lr: for this batch.  warmup: epochs of a long run.  clip: largest norm of gradients."""
+    """What a method trains with.  lr: for this batch.  warmup: epochs, of a long run.  clip: largest gradient norm."""
 
     objective: Objective
     views: Sequence[View]
