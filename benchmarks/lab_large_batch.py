@@ -1,4 +1,4 @@
-"""Claim: What LARS and SGD lose as the batch grows, and how far batch norms by device betray which views belong together
+"""Claim: What LARS and SGD lose as the batch grows, and how far norms by device betray which views belong together
 
     python benchmarks/lab_large_batch.py
 

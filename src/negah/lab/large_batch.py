@@ -232,10 +232,10 @@ def leak(pictures: Pictures, effort: Effort) -> Panel:
         "are normalised beside views of the same pictures as their queries, with keys shuffled over the devices, and "
         "with norms that see the whole batch. Measured on test pictures: how often the other view of a picture is the "
         f"nearest among those of {ASKED}, with norms of {GROUP} pictures that are the same for both views (together) "
-        "or others (apart), in the last setting of all pictures; and kNN accuracy. Norms of few pictures leave a mark of "
-        "these on each, whatever was learned, so the first is the easier everywhere but in the last setting. A network "
-        "that has learned to read the mark gains more by it: one would expect that of the first setting, a lower loss "
-        "than that of the second, and worse features than those of the others.",
+        "or others (apart), in the last setting of all pictures; and kNN accuracy. Norms of few pictures leave a mark "
+        "of these on each, whatever was learned, so the first is the easier everywhere but in the last setting. A "
+        "network that has learned to read the mark gains more by it: one would expect that of the first setting, a "
+        "lower loss than that of the second, and worse features than those of the others.",
         found=_told_leak(rows, len(pictures.test)), rows=rows, figure=plot,
         code=[MoCo.keys, Unshuffled, SplitBatchNorm2d],
     )  # fmt: skip
