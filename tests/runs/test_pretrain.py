@@ -123,28 +123,6 @@ def test_what_is_held_out_is_a_fifth_of_each_class(folder, tmp_path):
     assert not torch.equal(labelled.held, Labelled.load([str(folder)], 32, seed=2, progress=lambda *_: None).held)
 
 
-@pytest.mark.parametrize(
-    ("method", "epochs", "warmup", "momentum"),
-    [("dino", 1, 0, 0.0), ("dino", 20, 12, 1 - 20 / 60), ("dino", 2000, 30, 0.996), ("dinov2", 2000, 30, 0.992),
-     ("dinov2", 20, 12, 1 - 20 / 60)],
-)  # fmt: skip
-def test_warm_up_and_teacher_are_the_papers_in_a_long_run_and_follow_a_short_one(
-    folder, tmp_path, monkeypatch, method, epochs, warmup, momentum
-):
-    class Caught(Exception):
-        pass
-
-    def caught(objective, batches, **options):
-        assert options["steps"] == 3 * epochs and options["warmup"] == warmup
-        start, end = (objective.teacher.momentum(progress) for progress in (0.0, 1.0))
-        assert start == pytest.approx(momentum) and end == 1
-        raise Caught
-
-    monkeypatch.setattr("negah.runs.pretrain.fit", caught)
-    with pytest.raises(Caught):
-        pretrain(method, [str(folder)], "vit-micro/8", tmp_path, Options(**(QUICK | {"epochs": epochs})))
-
-
 def test_a_batch_of_two_trains_and_says_that_nothing_can_be_told(folder, tmp_path):
     result = pretrain("mocov3", [str(folder)], "vit-micro/16", tmp_path, Options(**(QUICK | {"batch": 2, "epochs": 1})))
     assert np.isfinite(result.loss) and result.steps == 12

@@ -87,12 +87,11 @@ def pretrain(
         )
     labelled = Labelled.load(options.score, size, seed=options.seed, progress=progress) if options.score else None
     epoch = max(1, round(len(pool) / (options.batch * options.accumulate)))
-    steps = options.epochs * epoch
     device = compute_device()
     learner = copy.deepcopy(net)  # the plain one takes up what was learnt: with `shard` the learner's is in parts
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
-        recipe = recipe_of(method, learner, size, local, len(pool), steps, options)
+        recipe = recipe_of(method, learner, size, local, len(pool), options)
     seen = seen_by(recipe.objective)
     learnt = learnt_by(seen, net.to(device).eval())
 
@@ -103,8 +102,8 @@ def pretrain(
         Batches(
             pool, options.batch, seed=options.seed, collate=Views(tuple(recipe.views)), workers=options.workers
         ),
-        steps=steps, lr=options.lr or recipe.lr, optimizer=recipe.optimizer,
-        weight_decay=recipe.weight_decay, warmup=min(recipe.warmup * epoch, steps // 5),
+        steps=options.epochs * epoch, lr=options.lr or recipe.lr, optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay, warmup=min(recipe.warmup, options.epochs // 5) * epoch,
         clip=recipe.clip, accumulate=options.accumulate, precision=options.precision,
         shard=options.shard, device=device, seed=options.seed, out=out,
         checkpoint_every=options.checkpoint_every * epoch, callbacks=[doctor, watch],

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
@@ -35,7 +35,6 @@ from negah.weights import backbone
 Method = Literal["simclr", "moco", "mocov3", "byol", "dino", "dinov2"]
 SMALL_PX = 64  # up to which pictures take the recipes for CIFAR: no blur, weaker colours
 CROPS = ("dino", "dinov2")  # methods with local crops and prototypes
-TEACHERS = 20  # how often, at least, a teacher that is judged itself is renewed within a run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +90,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a method trains with.  lr: for this batch.  warmup: epochs, of a long run.  clip: largest gradient norm."""
+    """What a method trains with.  lr: for this batch.  warmup: epochs.  clip: largest norm of gradients."""
 
     objective: Objective
     views: Sequence[View]
@@ -102,13 +101,11 @@ class Recipe:
     clip: float | None = None
 
 
-def recipe_of(
-    method: Method, net: Backbone, size: int, local: int, tiles: int, steps: int, options: Options
-) -> Recipe:  # fmt: skip
-    """Objective, views and optimiser as in the method's paper, for `tiles` pictures and so many steps.
+def recipe_of(method: Method, net: Backbone, size: int, local: int, tiles: int, options: Options) -> Recipe:
+    """Objective, views and optimiser as in the method's paper.
 
     Departures: transformers take AdamW also where a paper for ResNets takes LARS; queue and prototypes are fewer where
-    pictures are few; the teachers of DINO and DINOv2 are faster where steps are few, see `following`.
+    pictures are few.
     """
     small, batch = size <= SMALL_PX, options.batch * options.accumulate
     adamw = partial(AdamW, betas=(0.9, 0.999))
@@ -135,19 +132,17 @@ def recipe_of(
         found = Recipe(BYOL(net, momentum=cosine(0.99, 1.0)), byol(size), lars, 0.3 * batch / 256, 1e-6)
     elif method == "dino":
         found = Recipe(
-            DINO(net, prototypes=prototypes, momentum=following(0.996, steps)), dino(size, **crops), adamw,
-            5e-4 * batch / 256, cosine(0.04, 0.4), clip=3,
-        )  # fmt: skip
+            DINO(net, prototypes=prototypes), dino(size, **crops), adamw, 5e-4 * batch / 256, cosine(0.04, 0.4), clip=3
+        )
     else:
         assert isinstance(net, ViTBackbone)  # `fitted` refuses others
-        changes: dict[str, Any] = {"momentum": following(0.994 if options.long else 0.992, steps)}
         if options.distil is not None:
-            objective = DINOv2.distil(net, _guide(Path(options.distil)), **changes)
+            objective = DINOv2.distil(net, _guide(Path(options.distil)))
         else:
             build = DINOv2.long if options.long else DINOv2.short
-            if not options.long or options.prototypes is not None:
-                changes["prototypes"] = prototypes
-            objective = build(net, **changes)
+            objective = build(
+                net, **({} if options.long and options.prototypes is None else {"prototypes": prototypes})
+            )
         found = Recipe(
             objective, dinov2(size, **crops), adamw, 4e-3 * math.sqrt(batch / 1024), cosine(0.04, 0.4),
             clip=3,
@@ -156,15 +151,6 @@ def recipe_of(
         found = Recipe(found.objective, found.views, adamw, 5e-4 * batch / 256, 0.05, clip=3)
     views = unblurred(found.views) if small else list(found.views)
     return Recipe(**{**vars(found), "views": aerial(views) if options.overhead else views})
-
-
-def following(momentum: float, steps: int) -> Schedule:
-    """From the paper's momentum, or a lower one in a run of few steps, to 1 by a cosine.
-
-    A teacher remembers about 1 / (1 - m) steps.  The papers' 125 to 250 are a thousandth of their runs; in a run as
-    short as that the teacher would still be the network that it started as.
-    """
-    return cosine(min(momentum, max(0.0, 1 - TEACHERS / steps)), 1.0)
 
 
 def fitted(net: Backbone, method: Method, options: Options) -> tuple[int, int]:
