@@ -2,7 +2,7 @@
 
     python benchmarks/lab_background.py
 
-`negah lab background` with its defaults and three seeds.
+`negah lab background` with its defaults and two seeds.
 """
 
 from lab import Rows, measure
@@ -20,4 +20,4 @@ def headline(rows: Rows) -> dict:
 
 
 if __name__ == "__main__":
-    measure("background", background.run, __doc__, headline, seeds=3)
+    measure("background", background.run, __doc__, headline, seeds=2)
