@@ -72,7 +72,7 @@ def test_what_is_said_follows_the_figures(local, told):
 
     runs = [watched("with local crops", local), watched("global crops alone", 1.5)]
     found = background._share(runs).found
-    assert f"with local crops to what is bright ({local:.2f} and 0.50)" in found
+    assert f"alike: with local crops 0 of 1 ({local:.2f} and 0.50)" in found
     assert told in found and f"in {int(local > 1.5)} of 1 seeds" in found
 
 
@@ -81,8 +81,8 @@ def test_bright_objects_are_told_from_dark_ones():
     masks[:, 4:12, 4:12] = 1
     images = (100 + torch.tensor([50, -50])[:, None, None] * masks).byte().unsqueeze(1).expand(-1, 3, -1, -1)
     assert background.brighter(images, masks).tolist() == [True, False]
-    rows = [{"setting": "a", "bright objects": 2.0, "dark objects": 1.5}]
-    assert background._lit(rows).endswith("a to both (2.00 and 1.50).")
+    rows = [{"setting": "a", "bright objects by seed": [2.0, 0.1], "dark objects by seed": [1.5, 3.0]}]
+    assert background._lit(rows).endswith("a 1 of 2 (2.00 and 1.50; 0.10 and 3.00).")
 
 
 def test_pictures_of_unknown_objects_are_refused(tmp_path):

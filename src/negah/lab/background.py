@@ -156,9 +156,11 @@ def _share(runs: list[Watched]) -> Panel:
             axis.plot(share, [mean(values) for values in zip(*lines)], label=label)
             row |= {name: mean(line[-1] for line in lines), f"{name} by seed": [line[-1] for line in lines]}
             row[f"{name} before"] = mean(line[0] for line in lines)
-        lit = [mean(run.lit[i] for run in mine) for i in range(2)]
-        last.bar([len(rows) - 0.2, len(rows) + 0.2], lit, width=0.36, color=["#f2c14e", "#555"])
-        row |= {"bright objects": lit[0], "dark objects": lit[1]}
+        row |= {
+            f"{of} by seed": [run.lit[i] for run in mine] for i, of in enumerate(("bright objects", "dark objects"))
+        }
+        for run in mine:
+            last.plot((len(rows) - 0.2, len(rows) + 0.2), run.lit, marker="o", color=f"C{len(rows)}")
         row |= {"knn": mean(run.knn for run in mine), "seconds": mean(run.seconds for run in mine)}
         rows.append(row)
     for axis, name in zip(axes, ("mean of all heads", "best head")):
@@ -167,7 +169,7 @@ def _share(runs: list[Watched]) -> Panel:
     axes[0].legend(fontsize=8, frameon=False)
     last.axhline(1, color="#999", linewidth=0.8, linestyle="--")
     last.set_xticks(range(len(rows)), [row["setting"] for row in rows], fontsize=8)
-    last.set(title="best head: bright, dark objects")
+    last.set(title="best head: bright, then dark objects")
     ahead = [row["setting"] for row in rows if row["all heads"] > row["all heads before"]]
     told = "; ".join(
         f"{row['setting']} {row['all heads']:.2f} (all heads) and {row['best head']:.2f} (best head),"
@@ -184,9 +186,9 @@ def _share(runs: list[Watched]) -> Panel:
         "global ones alone and more steps: as many tokens pass through the networks. Measured on test pictures: the "
         "share of the teacher's CLS attention, in its last block, that falls on the object, over the share of the "
         "picture that the object covers; 1 is attention that does not see it. The best head is chosen on training "
-        "pictures. The last plot has it for objects that are brighter than their ground (yellow) and for darker ones "
-        "(grey): a head that looks for what is bright has a high mean, and is blind to dark objects or turned away "
-        "from them. One would expect local crops to turn it to the object more, since what a part tells of the whole "
+        "pictures. The last plot has it for objects that are brighter than their ground and, to the right, for darker "
+        "ones, a line for each seed: a head that looks for what is bright is turned away from dark objects, and has a "
+        "mean above 1 all the same. One would expect local crops to turn it to the object more, since what a part tells of the whole "
         "is the object.",
         found=f"With local crops the attention turned to the object {verdict} than without: {told}."
         f" By the best head it did so in {sum(a > b for a, b in pairs)} of {len(pairs)} seeds."
@@ -200,13 +202,14 @@ def _lit(rows: list[dict[str, Any]]) -> str:
     """Whether it is the object that the heads are turned to, or what is bright or dark."""
     told = []
     for row in rows:
-        bright, dark = row["bright objects"], row["dark objects"]
-        least, most = sorted([bright, dark])
-        what = (
-            "to both" if least > 1 else "to neither" if most < 1 else f"to what is {'bright' if bright > 1 else 'dark'}"
+        seeds = list(zip(row["bright objects by seed"], row["dark objects by seed"]))
+        both = sum(min(pair) > 1 for pair in seeds)
+        told.append(
+            f"{row['setting']} {both} of {len(seeds)} ("
+            + "; ".join(f"{bright:.2f} and {dark:.2f}" for bright, dark in seeds)
+            + ")"
         )
-        told.append(f"{row['setting']} {what} ({bright:.2f} and {dark:.2f})")
-    return f"Of bright and of dark objects, the best head is turned: {'; '.join(told)}."
+    return f"Seeds whose best head is turned to bright and to dark objects alike: {', '.join(told)}."
 
 
 def _pictures(runs: list[Watched], test: Shapes) -> Panel:
