@@ -188,8 +188,8 @@ def _share(runs: list[Watched]) -> Panel:
         "picture that the object covers; 1 is attention that does not see it. The best head is chosen on training "
         "pictures. The last plot has it for objects that are brighter than their ground and, to the right, for darker "
         "ones, a line for each seed: a head that looks for what is bright is turned away from dark objects, and has a "
-        "mean above 1 all the same. One would expect local crops to turn it to the object more, since what a part tells of the whole "
-        "is the object.",
+        "mean above 1 all the same. One would expect local crops to turn it to the object more, since what a part "
+        "tells of the whole is the object.",
         found=f"With local crops the attention turned to the object {verdict} than without: {told}."
         f" By the best head it did so in {sum(a > b for a, b in pairs)} of {len(pairs)} seeds."
         f" Before training: {rows[0]['all heads before']:.2f} and {rows[0]['best head before']:.2f}."
