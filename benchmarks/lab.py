@@ -16,15 +16,18 @@ Rows = list[dict[str, Any]]
 
 
 def measure(
-    name: str, experiment: Callable[[Path, Effort], Page], claim: str, headline: Callable[[Rows], dict[str, Any]]
-) -> None:
+    name: str, experiment: Callable[[Path, Effort], Page], doc: str, headline: Callable[[Rows], dict[str, Any]], *,
+    seeds: int,
+) -> None:  # fmt: skip
     """Run it; rows are those of all panels, `panel` and `setting` say which; plots go to docs/img/lab-NAME-PANEL.svg.
 
-    headline: rows to the headline.
+    doc: the script's, whose first line is "Claim: " and the claim.  headline: rows to the headline.  seeds: runs of
+    each setting.
     """
+    claim = doc.splitlines()[0].removeprefix("Claim: ").rstrip(".")
     parser = argparse.ArgumentParser(description=claim)
     parser.add_argument("--out", type=Path, default=Path("runs") / f"lab-{name}", help="where the page goes")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting")
+    parser.add_argument("--seeds", type=int, default=seeds, help="runs of each setting")
     args = parser.parse_args()
     torch.set_num_threads(1)
     effort = Effort(seeds=args.seeds)

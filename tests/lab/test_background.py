@@ -64,13 +64,25 @@ def test_a_page_of_both_panels_in_equal_compute(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("local", "told"), [(2.0, "to the object more than"), (1.1, "to the object no more than")])
 def test_what_is_said_follows_the_figures(local, told):
+    lit = (local, 0.5)
+
     def watched(label: str, end: float) -> background.Watched:
         scores = [{"step": step, "all heads": value, "best head": value} for step, value in ((0, 1.0), (9, end))]
-        return background.Watched(label, 0, scores, 0.5, torch.rand(8, 8, 8), 1.0)
+        return background.Watched(label, 0, scores, 0.5, torch.rand(8, 8, 8), lit, 1.0)
 
     runs = [watched("with local crops", local), watched("global crops alone", 1.5)]
     found = background._share(runs).found
+    assert f"alike: with local crops 0 of 1 ({local:.2f} and 0.50)" in found
     assert told in found and f"in {int(local > 1.5)} of 1 seeds" in found
+
+
+def test_bright_objects_are_told_from_dark_ones():
+    masks = torch.zeros(2, 24, 24)
+    masks[:, 4:12, 4:12] = 1
+    images = (100 + torch.tensor([50, -50])[:, None, None] * masks).byte().unsqueeze(1).expand(-1, 3, -1, -1)
+    assert background.brighter(images, masks).tolist() == [True, False]
+    rows = [{"setting": "a", "bright objects by seed": [2.0, 0.1], "dark objects by seed": [1.5, 3.0]}]
+    assert background._lit(rows).endswith("a 1 of 2 (2.00 and 1.50; 0.10 and 3.00).")
 
 
 def test_pictures_of_unknown_objects_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Rates are chosen by training loss and scaled; company in batch norms is found out; words follow the figures."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from negah.lab import large_batch
-from negah.lab.large_batch import GROUP, NETWORK, Unshuffled, lars, leak, ranked_first
+from negah.lab.large_batch import GROUP, NETWORK, Unshuffled, lars, leak, ranked_first, tried
 from negah.lab.training import Effort, Pictures
 from negah.nn.backbone import Backbone
 from negah.ssl import MoCo
@@ -24,12 +25,14 @@ def pictures() -> Pictures:
 def test_rates_are_chosen_by_training_loss_and_scaled_from_the_smallest_batch(pictures, monkeypatch):
     monkeypatch.setattr(large_batch, "GROWTH", (0.25, 1))
     monkeypatch.setattr(large_batch, "RATES", {"LARS": (1.0, 9.0), "SGD": (0.1, 0.9)})
+    monkeypatch.setattr(large_batch, "FURTHER", 1)
     panel = lars(pictures, EFFORT)
     assert len(panel.rows) == 2 * 2 * 2
     for row in panel.rows:
         assert row["steps"] * row["batch"] == EFFORT.steps * EFFORT.batch / 2 and row["seeds"] == 2
-        best = min(row["tried"], key=lambda tried: tried["loss"])
+        best = min(row["tried"], key=lambda one: one["loss"])
         assert row["rate for 256"] == best["rate"]
+        assert len(row["tried"]) == 3  # of two rates, one is an end
     for name in ("LARS", "SGD"):
         mine = [row for row in panel.rows if row["optimizer"] == name]
         assert len({row["rate for 256"] for row in mine if row["how"] == "scaled"}) == 1
@@ -82,21 +85,40 @@ def test_the_leak_is_told_by_its_figures(pictures):
     assert [row["setting"] for row in panel.rows][2] == "whole batch" and len(panel.rows) == 3
     for row in panel.rows:
         assert row["seeds"] == 2 and 0 <= row["first, apart"] <= 1
-        assert f"{row['setting']}: first in {100 * row['first, together']:.1f} %" in panel.found
+        assert f"{row['setting']}: loss {row['loss']:.2f}, first in {100 * row['first, together']:.1f} %" in panel.found
 
 
-@pytest.mark.parametrize(("together", "told"), [(0.5, "company: one."), (0.3, "company: none.")])
-def test_reading_company_is_named_where_it_shows(together, told):
-    row = {"setting": "one", "first, together": together, "first, apart": 0.25, "knn": 0.4}
-    assert large_batch._told_leak([row]).endswith(told)
+@pytest.mark.parametrize(
+    ("together", "told"), [(0.5, "company helps more (5.0 and 3.0"), (0.2, "company helps no more")]
+)
+def test_what_company_is_worth_follows_the_figures(together, told):
+    names = ("by device, same company", "by device, shuffled", "whole batch")
+    rows = [{"setting": name, "loss": 4.0, "first, together": 0.3, "first, apart": 0.1, "knn": 0.4} for name in names]
+    rows[0] |= {"first, together": together, "loss": 3.0}
+    rows[2] |= {"knn": 0.5}
+    said = large_batch._told_leak(rows, 2000)
+    assert told in said and "the loss is lower than shuffled" in said
+    assert "kNN accuracy is no different from shuffled and below the whole batch" in said
+    assert large_batch.gain({"first, together": 0.0, "first, apart": 0.0}) == 1
 
 
-@pytest.mark.parametrize(("lars_knn", "ahead"), [(0.4, "LARS"), (0.2, "SGD")])
-def test_the_better_optimizer_at_the_largest_batch_is_named(lars_knn, ahead):
+@pytest.mark.parametrize(
+    ("lowest", "found"), [(2, [1, 2, 4]), (4, [1, 2, 4, 8]), (8, [1, 2, 4, 8, 16]), (0.2, [0.25, 0.5, 1, 2, 4])]
+)
+def test_rates_beyond_the_ends_are_tried_while_they_are_better(monkeypatch, lowest, found):
+    monkeypatch.setattr(large_batch, "STEP", 2)
+    assert sorted(tried((1, 2, 4), lambda rate: abs(math.log2(rate / lowest)))) == found
+
+
+@pytest.mark.parametrize(
+    ("lars_knn", "told"),
+    [(0.4, "LARS is above SGD"), (0.2, "LARS is below SGD"), (0.31, "LARS is no different from SGD")],
+)
+def test_optimizers_are_told_apart_at_the_largest_batch_beyond_chance(lars_knn, told):
     rows = [
         {"optimizer": name, "batch": batch, "how": how, "knn": knn if batch == 8 else 0.5, "at the end": name == "SGD"}
         for name, knn in (("LARS", lars_knn), ("SGD", 0.3)) for batch in (2, 8) for how in ("scaled", "chosen anew")
     ]  # fmt: skip
-    told = large_batch._told_lars(rows, [2, 8])
-    assert f"{ahead} is ahead; on the way there {ahead} lost less" in told
-    assert told.endswith("outside: SGD at 2, SGD at 8.")
+    said = large_batch._told_lars(rows, [2, 8], 2000)
+    assert f"At batch 8 {told} with rates that were scaled" in said
+    assert said.endswith("beyond those tried for SGD at 2, SGD at 8.")

@@ -140,6 +140,18 @@ def test_a_small_subspace_of_a_wide_embedding_is_dimensional():
     assert diagnose(embedding=views(256, 128, rank=8)).kind == "none"
 
 
+def test_few_directions_are_a_collapse_only_where_the_teacher_makes_little_of_them():
+    along = torch.linspace(-1, 1, 64) + 0.1 * noise(2, 64)
+    arc = torch.stack([along.cos(), along.sin()], 2)  # one line, on which every image has its place
+    embedding, angles = F.pad(arc, (0, 30)), torch.linspace(-1, 1, 16)
+    prototypes = torch.stack([angles.cos(), angles.sin()])
+    for temperature, kind in ((0.02, "none"), (0.6, "dimensional")):  # decided answers, and much the same for all
+        probs = sharpened(arc @ prototypes, temperature)
+        found = diagnose(embedding=embedding, teacher_probs=probs)
+        assert found.kind == kind and found.figures["rank_share"] < 0.25, found.figures
+    assert diagnose(embedding=embedding).kind == "dimensional"  # nothing but the embedding tells the images apart
+
+
 def test_planted_teachers_are_named():
     flat = torch.softmax(0.1 * noise(2, 64, 1000), 2)
     one = torch.softmax(noise(2, 64, 1000) + 30 * F.one_hot(torch.tensor(5), 1000), 2)
