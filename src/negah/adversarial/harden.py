@@ -166,15 +166,17 @@ def divergence(
 
 
 def held_out(
-    model: Model, images: Images, labels: Labels, *, eps: float, norm: Norm = LINF, steps: int = 5
+    model: Model, images: Images, labels: Labels, *, eps: float, norm: Norm = LINF, steps: int = 5, batch: int = 256
 ) -> dict[str, Callable[[], float]]:
     """Scores for `fit`: "clean" and "robust" accuracy on held-out images, in evaluation mode; robust against PGD."""
 
     def accuracy(eps: float) -> float:
-        points = pgd(model, images, labels, eps=eps, norm=norm, steps=steps, generator=torch.Generator().manual_seed(0))
-        with still(model), torch.no_grad():
-            said = torch.cat([logits_of(model, part).argmax(1) for part in points.split(256)])
-        return (said == labels).double().mean().item()
+        right, generator = 0, torch.Generator().manual_seed(0)
+        for x, y in zip(images.split(batch), labels.split(batch)):
+            points = pgd(model, x, y, eps=eps, norm=norm, steps=steps, generator=generator) if eps else x
+            with still(model), torch.no_grad():
+                right += int((logits_of(model, points).argmax(1) == y).sum())
+        return right / len(labels)
 
     return {"clean": partial(accuracy, 0.0), "robust": partial(accuracy, eps)}
 
