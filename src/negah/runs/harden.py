@@ -21,6 +21,7 @@ from torch.optim import SGD, AdamW
 
 from negah import __version__, ranks
 from negah.adversarial.evaluate import Attack, attacked, ladder
+from negah.adversarial.gradient import pgd
 from negah.adversarial.harden import (
     Craft,
     Hardening,
@@ -199,8 +200,7 @@ def harden(
 
     def finish() -> Result:
         hardened, before = kept.detector, detectors.load(model, device=device)
-        watched, labels = images.at(images.watched, device)
-        threshold = best_threshold(labels, _logits(kept, watched).sigmoid())
+        threshold = _threshold(kept, *images.at(images.watched, device), options)
         hardened.info = replace(given.info, name=out.resolve().name, threshold=threshold, area_ratio=None)
         path = out / "detector.safetensors"
         judge = partial(_judge_detector, images=images, groups=groups[images.judged], options=options)
@@ -210,7 +210,7 @@ def harden(
             failures=failures,
         )  # fmt: skip
         write(path, lambda part: detectors.save(hardened.cpu(), part))
-        return _end(result, found, record, out, device)
+        return _end(result, found, record, out, device, classes=2)
 
     return on_first(finish)
 
@@ -243,13 +243,13 @@ def harden_classifier(
     assert isinstance(kept, BackboneClassifier)
 
     def finish() -> Result:
-        after = _judge(kept, *images.at(images.judged, device), options)
+        after = _judge_classifier(kept, *images.at(images.judged, device), options)
         result = Result(
             model=save_classifier(kept.cpu(), out), before={}, after=after, images=images.counts, threshold=None,
             steps=found.step, epoch=_epoch(images, options), kept=best, stopped=found.stopped, scores=found.scores,
             failures=pool.failures,
         )  # fmt: skip
-        return _end(result, found, record, out, device)
+        return _end(result, found, record, out, device, classes=len(classes))
 
     return on_first(finish)
 
@@ -263,11 +263,16 @@ def _begin(method: Method, given: dict[str, Any], out: Path, options: Options, s
     return on_first(lambda: claim(out, record, holds=MADE, say=say))
 
 
-def _end(result: Result, found: FitResult, record: dict[str, Any], out: Path, device: torch.device) -> Result:
+def _end(
+    result: Result, found: FitResult, record: dict[str, Any], out: Path, device: torch.device, *, classes: int
+) -> Result:  # fmt: skip
     """Write what came of it, and what it took."""
     robust = [figures["robust accuracy"].value for figures in (result.before, result.after) if figures]
+    advice = "try more epochs, another method, another lr or a smaller eps"
     if len(robust) == 2 and robust[1] <= robust[0]:
-        result.notes.append("no more robust than it was: try more epochs, another method, another lr or a smaller eps")
+        result.notes.append(f"no more robust than it was: {advice}")
+    if max(row.get("averaged robust", row["robust"]) for row in found.scores) <= 1 / classes:
+        result.notes.append(f"when attacked, no better than a model that always says the same: {advice}")
     write_json({**asdict(result), "model": str(result.model), "history": found.history}, out / "scores.json")
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
     write_json({**record, "finished": now(), **made_with}, out / "run.json")
@@ -367,6 +372,20 @@ def _logits(model: PanelClassifier, images: Float[Tensor, "n 3 h w"]) -> Float[T
     return torch.cat([model(part)[:, 1] for part in images.split(64)]).double()
 
 
+def _threshold(model: PanelClassifier, images: Tensor, labels: Tensor, options: Options) -> float:
+    """Of the highest F1 on images as they are and as changed as they may be, counted alike.
+
+    Of clean images alone one threshold is often as good as another that leaves no room at all.  What is changed does
+    not depend on a threshold, since each logit is driven as far as it goes.
+    """
+    hard = pgd(
+        model, images, labels, eps=options.eps, norm=NORMS[options.norm](), steps=STEPS, keep="last",
+        generator=torch.Generator().manual_seed(options.seed),
+    )  # fmt: skip
+    probability = torch.cat([_logits(model, points).sigmoid() for points in (images, hard)])
+    return best_threshold(labels.repeat(2), probability)
+
+
 def _attacks(classes: int, options: Options) -> dict[str, Attack]:
     """The usual ones, without the long search that asks for no gradients."""
     usual = ladder(classes, NORMS[options.norm](), steps=STEPS)
@@ -394,11 +413,10 @@ def _judge_detector(detector: Detector, images: Images, groups: ndarray, options
     }  # fmt: skip
 
 
-def _judge(model: nn.Module, x: Tensor, y: Tensor, options: Options) -> Figures:
+def _judge_classifier(model: BackboneClassifier, x: Tensor, y: Tensor, options: Options) -> Figures:
     """Accuracy on images as they are and attacked, with 95 % (Wilson)."""
-    classes = len(model.classes) if isinstance(model, BackboneClassifier) else 2
-    norm = NORMS[options.norm]()
-    outcome = attacked(model, x, y, eps=options.eps, norm=norm, attacks=_attacks(classes, options), seed=options.seed)
+    norm, attacks = NORMS[options.norm](), _attacks(len(model.classes), options)
+    outcome = attacked(model, x, y, eps=options.eps, norm=norm, attacks=attacks, seed=options.seed)
 
     def share(right: Tensor) -> Interval:
         ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
