@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
 from negah import __version__, ranks
-from negah.adversarial.evaluate import Attack, attacked, ladder
+from negah.adversarial.evaluate import Bf16, Outcome, attacked, ladder
 from negah.adversarial.gradient import pgd
 from negah.adversarial.harden import (
     Craft,
@@ -193,7 +193,7 @@ def harden(
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
     given.backbone.requires_grad_(options.what == "all")
     kept, found, best = _learn(
-        method, learner, images, options, out=out, views=_turned, lr=options.lr or 1e-4,
+        method, learner, images, options, out=out, views=_turned, lr=options.lr or (1e-3 if options.what == "head" else 3e-4),
         optimizer=AdamW, weight_decay=0.05, say=say,
     )  # fmt: skip
     assert isinstance(kept, PanelClassifier)
@@ -313,13 +313,16 @@ def _learn(
         return views(images.pixels[at], generator).float() / 255, images.labels[at]
 
     watched = images.at(images.watched, device)
-    scores = held_out(model, *watched, eps=options.eps, norm=norm)
+
+    def scored(some: nn.Module) -> dict[str, Callable[[], float]]:
+        return held_out(Bf16(some) if options.precision == "bf16" else some, *watched, eps=options.eps, norm=norm)
+
+    scores = scored(model)
     kept, best = model, KeepBest("robust")
     if objective.averaged is not None:
         # An average hides for long that the weights have broken down, so these are watched as well.
         kept, best = objective.averaged.model, KeepBest("averaged robust")
-        averaged = held_out(kept, *watched, eps=options.eps, norm=norm)
-        scores |= {f"averaged {name}": score for name, score in averaged.items()}
+        scores |= {f"averaged {name}": score for name, score in scored(kept).items()}
     epoch = _epoch(images, options)
     found = fit(
         objective, Batches(images.learned.tolist(), options.batch, seed=options.seed, collate=collate),
@@ -386,18 +389,20 @@ def _threshold(model: PanelClassifier, images: Tensor, labels: Tensor, options: 
     return best_threshold(labels.repeat(2), probability)
 
 
-def _attacks(classes: int, options: Options) -> dict[str, Attack]:
-    """The usual ones, without the long search that asks for no gradients."""
-    usual = ladder(classes, NORMS[options.norm](), steps=STEPS)
-    return {name: attack for name, attack in usual.items() if name != "Square"}
+def _attacked(model: nn.Module, x: Tensor, y: Tensor, classes: int, options: Options) -> Outcome:
+    """By the usual attacks, without the long search that asks for no gradients."""
+    norm = NORMS[options.norm]()
+    attacks = {name: attack for name, attack in ladder(classes, norm, steps=STEPS).items() if name != "Square"}
+    return attacked(
+        model, x, y, eps=options.eps, norm=norm, attacks=attacks, bf16=options.precision == "bf16", seed=options.seed
+    )
 
 
 def _judge_detector(detector: Detector, images: Images, groups: ndarray, options: Options) -> Figures:
     """On the judged images, as they are and attacked, at the detector's threshold; whole groups are resampled."""
     model = PanelClassifier(detector).eval()
     x, y = images.at(images.judged, next(detector.parameters()).device)
-    norm = NORMS[options.norm]()
-    outcome = attacked(model, x, y, eps=options.eps, norm=norm, attacks=_attacks(2, options), seed=options.seed)
+    outcome = _attacked(model, x, y, 2, options)
     clean, hard = (
         measure(
             y, _logits(model, points).sigmoid(), threshold=0.5, groups=groups,
@@ -415,8 +420,7 @@ def _judge_detector(detector: Detector, images: Images, groups: ndarray, options
 
 def _judge_classifier(model: BackboneClassifier, x: Tensor, y: Tensor, options: Options) -> Figures:
     """Accuracy on images as they are and attacked, with 95 % (Wilson)."""
-    norm, attacks = NORMS[options.norm](), _attacks(len(model.classes), options)
-    outcome = attacked(model, x, y, eps=options.eps, norm=norm, attacks=attacks, seed=options.seed)
+    outcome = _attacked(model, x, y, len(model.classes), options)
 
     def share(right: Tensor) -> Interval:
         ends = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
