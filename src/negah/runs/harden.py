@@ -192,9 +192,9 @@ def harden(
     # At a threshold of one half the logit itself is what learns, so probabilities stay what they say.
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
     given.backbone.requires_grad_(options.what == "all")
+    lr = options.lr or (1e-3 if options.what == "head" else 3e-4)
     kept, found, best = _learn(
-        method, learner, images, options, out=out, views=_turned, lr=options.lr or (1e-3 if options.what == "head" else 3e-4),
-        optimizer=AdamW, weight_decay=0.05, say=say,
+        method, learner, images, options, out=out, views=_turned, lr=lr, optimizer=AdamW, weight_decay=0.05, say=say
     )  # fmt: skip
     assert isinstance(kept, PanelClassifier)
 
