@@ -122,9 +122,9 @@ def radius(text: str) -> float:
     """2/255, or a number.  Raises InputError for anything else."""
     from negah.errors import InputError
 
-    above, _, below = text.partition("/")
+    above, slash, below = text.partition("/")
     try:
-        found = float(above) / float(below or 1)
+        found = float(above) / float(below if slash else 1)
     except (ValueError, ZeroDivisionError):
         found = math.nan
     if not math.isfinite(found):
