@@ -22,6 +22,7 @@ from duke_grouped import as_row
 from negah.adversarial import L2, Linf, apgd, fgsm
 from negah.adversarial.evaluate import Outcome, attacked
 from negah.adversarial.losses import margin
+from negah.cli.harden import radius
 from negah.probe.detector import Detector, load
 from negah.probe.metrics import measure
 from negah.runs.aerial.recipe import ASIDE
@@ -33,7 +34,7 @@ from negah.runs.harden import Options, harden
 MODEL, METHOD = "negah/aerial-tiny", "n-fgsm"
 HARDENING = Options(eps=1 / 255, epochs=4, folds=8, images=64, precision="bf16", group="overlap_group")
 TILES, STEPS = 100, 20
-RADII = ((Linf(), (0.5 / 255, 1 / 255, 2 / 255)), (L2(), (0.25, 0.5)))
+RADII = ((Linf(), ("0.5/255", "1/255", "2/255")), (L2(), ("0.25", "0.5")))
 # Of two classes the cross-entropy rises with the margin, so that APGD on one of them does.
 ATTACKS = {"FGSM": fgsm, "APGD": partial(apgd, steps=STEPS, loss=margin)}
 
@@ -51,7 +52,7 @@ def main() -> None:
     for what in ("all", "head"):
         options = Options(**{**vars(HARDENING), "what": what})
         made[what] = harden(METHOD, MODEL, table, args.work / what, options, say=print)
-        detectors[f"hardened {what}"] = load(made[what].model)
+        detectors[f"hardened_{what}"] = load(made[what].model)
 
     images, y, groups = tiles.labelled.images[aside], tiles.labelled.labels[aside], tiles.groups[aside]
     some = np.sort(np.random.default_rng(0).permutation(len(aside))[:TILES])
@@ -71,13 +72,13 @@ def main() -> None:
             "correlation": float(np.corrcoef(estimate[panels], true[panels])[0, 1]),
         })  # fmt: skip
         print(rows[-1], flush=True)
-    linf = {row["name"]: row["robust"] for row in rows if row["set"] == "Linf" and row["eps"] == 1 / 255}
+    linf = {row["name"]: row["robust"] for row in rows if row["set"] == "Linf" and row["radius"] == "1/255"}
     path = results.write(
         "robust_panels",
         claim="Duke tiles that negah/aerial-tiny was not trained on, attacked by 1/255 after hardening",
         rows=rows, seeds=[0], packages=("numpy",),
         headline={
-            "value": linf["hardened all"], "target": None, "better": "higher",
+            "value": linf["hardened_all"], "target": None, "better": "higher",
             "unit": f"of {TILES} tiles withstand all attacks (before: {linf['bundled']:.2f})",
         },
         always_no=float((y[some] == 0).mean()),
@@ -109,13 +110,14 @@ def robust(name: str, detector: Detector, images: np.ndarray, y: np.ndarray, gro
     x, labels, rows = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(y), []
     for norm, radii in RADII:
         before: Outcome | None = None
-        for eps in radii:
+        for shown in radii:
+            eps = radius(shown)
             before = attacked(model, x, labels, eps=eps, norm=norm, attacks=ATTACKS, bf16=True, start=before)
             said = np.where(before.fooled.numpy(), 1 - y, y)
             generator = torch.Generator().manual_seed(0)
             scores = as_row(measure(y, said, threshold=0.5, groups=groups, generator=generator))
             rows.append({
-                "name": name, "set": norm.name, "eps": eps, "tiles": len(y),
+                "name": name, "set": norm.name, "radius": shown, "tiles": len(y),
                 "robust": scores["accuracy"], "low": scores["accuracy_low"], "high": scores["accuracy_high"],
                 "recall": scores["recall"], "false_positive_rate": scores["false_positive_rate"],
                 "gradients": round(before.gradients, 1), "unverified": sum(rung.unverified for rung in before.rungs),
