@@ -65,6 +65,7 @@ def test_json_for_machines_and_a_corrupt_picture_is_named(folder, tmp_path, caps
     found = json.loads(out)
     assert found["status"] == "some inputs failed" and found["failures"][0][0] == "none/00.png"
     assert set(found["before"]) == set(found["after"]) and 0 < found["threshold"] < 1
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in found["after"].values())
     assert "left out none/00.png" in err
 
 

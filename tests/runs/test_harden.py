@@ -91,7 +91,7 @@ def test_a_hardened_detector_withstands_more_and_goes_where_detectors_go(folder,
 def test_what_it_took_is_written_down(folder, hardened):
     result, _ = hardened
     scores, made = (json.loads((folder / "hard" / name).read_text()) for name in ("scores.json", "run.json"))
-    assert scores["after"]["robust accuracy"] == list(result.after["robust accuracy"]) and scores["history"]
+    assert scores["after"]["robust accuracy"] == result.after["robust accuracy"]._asdict() and scores["history"]
     assert made["arguments"]["method"] == "fgsm" and made["arguments"]["eps"] == EPS and made["finished"]
 
 

@@ -74,6 +74,7 @@ class Harden(Split):
         from negah import ranks
         from negah.errors import InputError
         from negah.runs.harden import Options, harden, harden_classifier
+        from negah.runs.probe import as_plain
 
         if (self.model is None) == (self.backbone is None):
             raise InputError("give either --model, a detector, or --backbone, what a classifier is made of")
@@ -99,7 +100,7 @@ class Harden(Split):
         if ranks.rank() > 0:
             return status
         if self.json:
-            show.as_json({"status": "some inputs failed" if status else "complete", **vars(result)})
+            show.as_json({"status": "some inputs failed" if status else "complete", **as_plain(result)})
         else:
             n = result.images
             title = f"{n['judged']} images that were not learned from, {self.norm} {self.eps}; 95 % intervals"

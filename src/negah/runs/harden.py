@@ -44,6 +44,7 @@ from negah.probe.metrics import Interval, best_threshold, measure
 from negah.probe.splits import random_folds
 from negah.runs.attack import NORMS, PanelClassifier
 from negah.runs.parts import TESTED, Splitting
+from negah.runs.probe import as_plain
 from negah.runs.record import claim, compute_device, hardware, now, versions
 from negah.runs.watch import Say, on_first
 from negah.train import Batches, FitResult, fit
@@ -273,7 +274,7 @@ def _end(
         result.notes.append(f"no more robust than it was: {advice}")
     if max(row.get("averaged robust", row["robust"]) for row in found.scores) <= 1 / classes:
         result.notes.append(f"when attacked, no better than a model that always says the same: {advice}")
-    write_json({**asdict(result), "model": str(result.model), "history": found.history}, out / "scores.json")
+    write_json(as_plain(result) | {"history": found.history}, out / "scores.json")
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
     write_json({**record, "finished": now(), **made_with}, out / "run.json")
     return result

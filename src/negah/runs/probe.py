@@ -344,8 +344,8 @@ def _write(out: Path, verb: str, arguments: dict[str, Any], result: Result, star
             raise OutputError(f"{out / name} cannot be written ({error.strerror}): free some space") from error
 
 
-def as_plain(result: Result) -> dict[str, Any]:
-    """The result for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
+def as_plain(result: Any) -> dict[str, Any]:
+    """A result, a dataclass, for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Interval):
