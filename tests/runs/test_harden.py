@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from negah import weights
-from negah.adversarial.harden import Hardening, fgsm_start, held_out
+from negah.adversarial.harden import Hardening, OverfittingWatch, fgsm_start, held_out
 from negah.errors import InputError, OutputError, WeightsError
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
 from negah.probe.labels import read_samples
 from negah.runs import attack as attacks
+from negah.runs import harden as runs
 from negah.runs import probe as probes
 from negah.runs.attack import PanelClassifier
 from negah.runs.harden import Images, Options, harden, harden_classifier
@@ -130,18 +132,21 @@ def test_a_run_that_was_stopped_ends_the_same(folder, hardened, tmp_path, monkey
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_breakdown_is_seen_and_what_is_saved_is_from_before_it(folder, tmp_path, monkeypatch):
-    """Planted: after step 13 the classifier says the opposite."""
+@pytest.mark.parametrize(("drop", "at"), [(0.2, 13), (9.0, 25)])  # seen, or too small a fall for the watch
+def test_what_is_saved_is_from_before_a_breakdown_seen_or_not(folder, tmp_path, monkeypatch, drop, at):
+    """Planted: after one step the classifier says the opposite."""
     steps = []
 
     def spoilt(self, progress):
         steps.append(progress)
-        if len(steps) == 13:
+        if len(steps) == at:
             self.model.detector.head.classifier.weight.data.neg_()
 
     monkeypatch.setattr(Hardening, "after_step", spoilt)
+    monkeypatch.setattr(runs, "OverfittingWatch", partial(OverfittingWatch, drop=drop))
     result = run(folder, tmp_path / "out", replace(QUICK, lr=1e-3))
-    assert "catastrophic overfitting" in result.stopped and result.steps == 18 and result.kept <= 12
+    assert ("catastrophic overfitting" in result.stopped) == (drop < 1)
+    assert result.kept < at < result.steps == (18 if drop < 1 else 30)
     detector = detectors.load(result.model)
     detector.info = replace(detector.info, threshold=0.5)
     samples = read_samples(folder / "labels.csv").labelled()
