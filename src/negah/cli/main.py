@@ -23,6 +23,7 @@ from negah.cli.attack import Attack
 from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
+from negah.cli.harden import Harden
 from negah.cli.lab import Lab
 from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
@@ -38,6 +39,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "probe eval": ProbeEval,
     "pretrain": Pretrain,
     "attack": Attack,
+    "harden": Harden,
     "search": Search,
     "lab": Lab,
     "export": Export,

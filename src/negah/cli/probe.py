@@ -20,12 +20,9 @@ FIGURES = {
 
 
 @dataclass(kw_only=True)
-class Labelled(show.Verb):
-    """What both verbs need to know of the images."""
+class Split(show.Verb):
+    """How labelled images are split."""
 
-    data: Path
-    """Class folders, images named *-P and *-N, a zip of either, or a csv with columns
-    file,label[,group,lat,lon,split,source] and the images (or a zip of them) beside it."""
     group: Annotated[str | None, arg(metavar="COLUMN")] = None
     """Column of the csv that says which images belong together, such as overlapping tiles (default: group)."""
     positive: Annotated[str | None, arg(metavar="CLASS")] = None
@@ -36,10 +33,19 @@ class Labelled(show.Verb):
     """In a split by location, images nearer to each other than this many metres stay together."""
     folds: Annotated[int, arg(metavar="K")] = 5
     """Number of folds."""
-    gsd: Annotated[float | None, arg(metavar="M")] = None
-    """Metres per pixel, for images that do not say."""
     seed: int = 0
     """Of the folds, the training and the bootstrap."""
+
+
+@dataclass(kw_only=True)
+class Labelled(Split):
+    """What both verbs need to know of the images."""
+
+    data: Path
+    """Class folders, images named *-P and *-N, a zip of either, or a csv with columns
+    file,label[,group,lat,lon,split,source] and the images (or a zip of them) beside it."""
+    gsd: Annotated[float | None, arg(metavar="M")] = None
+    """Metres per pixel, for images that do not say."""
 
 
 @dataclass(kw_only=True)

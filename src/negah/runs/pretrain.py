@@ -6,8 +6,6 @@ counts.  A run that was stopped goes on when the same call is made again.
 """
 
 import copy
-import datetime
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +14,12 @@ from typing import Any, get_args
 import torch
 
 from negah import __version__, ranks
-from negah.errors import InputError, OutputError
+from negah.errors import InputError
 from negah.images.pool import Pool
 from negah.images.views import Views
 from negah.nn.backbone import Backbone
 from negah.runs.recipes import Method, Options, fitted, recipe_of, seen_by
-from negah.runs.record import compute_device, hardware, versions
+from negah.runs.record import claim, compute_device, hardware, now, versions
 from negah.runs.watch import Labelled, Say, Watch, dated, few_of, learnt_by, on_first
 from negah.ssl.collapse import CollapseDoctor
 from negah.ssl.figures import FEWEST
@@ -73,10 +71,11 @@ def pretrain(
     net = backbone_named(backbone, size=options.size, seed=options.seed)
     size, local = fitted(net, method, options)
     record: dict[str, Any] = {
-        "negah": __version__, "verb": "pretrain", "started": _now(),
+        "negah": __version__, "verb": "pretrain", "started": now(),
         "arguments": {"method": method, "data": list(data), "backbone": backbone, **asdict(options)},
     }  # fmt: skip
-    record = on_first(lambda: _claim(out, record, say))
+    finished = ("checkpoint.pt", "backbone.safetensors")
+    record = on_first(lambda: claim(out, record, holds=finished, free=FREE, say=say))
 
     pool = Pool(list(data), options.side or size, progress=progress)
     if len(pool) < 2:
@@ -132,35 +131,8 @@ def _said(reading: dict[str, Any]) -> str:
     return f"{kind}: {', '.join(figures)}"
 
 
-def _claim(out: Path, record: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Make the folder this run's own; the record, with the time at which a run that goes on was started.
-
-    Raises OutputError when it holds a run of other arguments, or cannot be written.
-    """
-    path = out / "run.json"
-    if path.exists() and ((out / "checkpoint.pt").exists() or (out / "backbone.safetensors").exists()):
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            held, started = before["arguments"], before["started"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise OutputError(f"{path} cannot be read ({error}): give another --out") from error
-        now = json.loads(json.dumps(record["arguments"]))
-        differ = [name for name in now if name not in FREE and held.get(name) != now[name]]
-        if differ:
-            said = ", ".join(f"{name} {held.get(name)} (now {now[name]})" for name in differ)
-            raise OutputError(f"{out} holds another run: {said}; give another --out, or remove it")
-        record = record | {"started": started}
-        say(f"going on with the run in {out}")
-    write_json(record, path)
-    return record
-
-
 def _write(net: Backbone, record: dict[str, Any], result: Result, found: FitResult, device: torch.device) -> None:
     out = save_backbone(net, result.backbone).parent
     write_json({**asdict(result), "backbone": str(result.backbone), "history": found.history}, out / "scores.json")
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
-    write_json({**record, "finished": _now(), **made_with}, out / "run.json")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json({**record, "finished": now(), **made_with}, out / "run.json")

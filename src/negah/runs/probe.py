@@ -11,15 +11,15 @@ import datetime
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import sklearn
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from numpy import ndarray
 from safetensors import SafetensorError
 
@@ -35,32 +35,20 @@ from negah.probe.labels import Samples, read_samples
 from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Training
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
-from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
+from negah.runs.parts import Splitting
 from negah.runs.record import compute_device, hardware, versions
 
-Split = Literal["group", "location", "random"]
 Progress = Callable[[str, int, int], None]
 
 LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was trained on, unless --size says so
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Training):
-    """How to split and train.
+class Options(Splitting, Training):
+    """How to split and train; size: side in pixels that images are brought to.  gsd: metres per pixel of the images."""
 
-    group: csv column of images that belong together. positive: the class that counts as 1. split: by what folds are
-    made; None takes groups, else locations, and never the random one. distance_m: tiles nearer than this stay together
-    in a split by location. size: side in pixels that images are brought to. gsd: metres per pixel of the images.
-    """
-
-    group: str | None = None
-    positive: str | None = None
-    split: Split | None = None
-    distance_m: float = NEIGHBOUR_M
-    folds: int = 5
     size: int | None = None
     gsd: float | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +100,9 @@ def train_probe(
     size, side = _size(samples, vit.patch, options.size)
     gsd = _gsd(samples, options.gsd, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
 
-    tested = np.zeros(len(samples), bool) if samples.split is None else np.char.lower(samples.split) == "test"
-    if len(np.unique(samples.labels[tested])) < 2:
-        tested[:] = False
-    groups, how = _groups(samples, options)
-    crossing = np.intersect1d(groups[tested], groups[~tested])
-    if len(crossing):
-        raise InputError(
-            f"{samples.origin}: {len(crossing)} groups stand both in the test split and outside it (first: "
-            f"{crossing[0]}): move each group to one side"
-        )
-    fold = np.full(len(samples), -1)
-    kept = np.flatnonzero(~tested)
-    fold[kept] = _folds(samples.take(kept), groups[kept], how, options)
+    groups, how = options.groups(samples)
+    fold = options.folds_of(samples, groups, how)
+    tested, kept = fold < 0, np.flatnonzero(fold >= 0)
 
     images = Images(samples, size, vit.patch)
     views = 1 if options.lora else options.views  # with adapters, images are turned and go through the backbone again
@@ -211,8 +189,8 @@ def eval_probe(
     thresholds, methods, groups, fold = detector.info.threshold, {}, None, np.full(len(samples), -1)
     predictions = {HEAD: p}
     try:
-        groups, how = _groups(samples, options)
-        fold = _folds(samples, groups, how, options)
+        groups, how = options.groups(samples)
+        fold = options.folds_of(replace(samples, split=None), groups, how)
         split = f"{options.folds} folds by {how} for the image statistics"
     except InputError as error:
         split = "none: images taken as independent"
@@ -274,28 +252,6 @@ def _gsd(samples: Samples, given: float | None, notes: list[str]) -> float:
         "surveying with it"
     )
     return assumed
-
-
-def _groups(samples: Samples, options: Options) -> tuple[ndarray, Split]:
-    """What must not be parted, and by what it was found. Raises InputError when nothing is known (see `folds_of`)."""
-    how = options.split or ("group" if samples.groups is not None else "location")
-    if how == "random":
-        return np.arange(len(samples)), how
-    if how == "group" and samples.groups is not None:
-        return samples.groups, how
-    if how == "location" and samples.lat is not None and samples.lon is not None:
-        return location_groups(samples.lat, samples.lon, distance_m=options.distance_m), how
-    if options.split is not None:
-        what = "groups: give --group COLUMN" if how == "group" else "locations: give columns lat and lon, or GeoTIFFs"
-        raise InputError(f"--split {how}: {samples.origin} knows no {what}")
-    folds_of(samples.labels)  # raises, saying what to give
-    raise AssertionError("a split was made without groups or locations")
-
-
-def _folds(samples: Samples, groups: ndarray, how: Split, options: Options) -> Int[ndarray, " n"]:
-    if how == "random":
-        return random_folds(samples.labels, folds=options.folds, seed=options.seed)
-    return folds_of(samples.labels, groups=groups, folds=options.folds, seed=options.seed)
 
 
 def _tokens(vit: ViT, images: Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
@@ -388,8 +344,8 @@ def _write(out: Path, verb: str, arguments: dict[str, Any], result: Result, star
             raise OutputError(f"{out / name} cannot be written ({error.strerror}): free some space") from error
 
 
-def as_plain(result: Result) -> dict[str, Any]:
-    """The result for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
+def as_plain(result: Any) -> dict[str, Any]:
+    """A result, a dataclass, for JSON: intervals as {value, low, high}, NaN as null, paths as text."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Interval):

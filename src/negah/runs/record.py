@@ -1,16 +1,22 @@
 """What every run writes down beside its results: with which model, which releases, and on what it ran."""
 
+import datetime
 import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import rasterio
 import torch
 
+from negah.errors import OutputError
 from negah.probe.detector import Detector
+from negah.weights.save import write_json
 
 
 def compute_device() -> torch.device:
@@ -43,3 +49,39 @@ def hardware(device: torch.device) -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "torch threads": torch.get_num_threads(),
     }
+
+
+def claim(
+    out: Path, record: dict[str, Any], *, holds: Sequence[str], free: Sequence[str] = (), say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Make the folder of a run that goes on where it was stopped its own, by a run.json; the record as it stands there.
+
+    Args:
+        record: with "arguments" and "started", which remains that of the run that goes on.
+        holds: files of which one shows that a run has been here.
+        free: arguments that may change while a run is continued.
+        say: told when a run goes on.
+
+    Raises OutputError when the folder holds a run of other arguments, or cannot be written.
+    """
+    path = out / "run.json"
+    if path.exists() and any((out / name).exists() for name in holds):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            held, started = before["arguments"], before["started"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise OutputError(f"{path} cannot be read ({error}): give another --out") from error
+        now = json.loads(json.dumps(record["arguments"]))
+        differ = [name for name in now if name not in free and held.get(name) != now[name]]
+        if differ:
+            said = ", ".join(f"{name} {held.get(name)} (now {now[name]})" for name in differ)
+            raise OutputError(f"{out} holds another run: {said}; give another --out, or remove it")
+        record = record | {"started": started}
+        say(f"going on with the run in {out}")
+    write_json(record, path)
+    return record
+
+
+def now() -> str:
+    """The time, as it is written down."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
