@@ -20,7 +20,7 @@ class Lab(show.Verb):
         background     how local crops turn DINO's teacher to the object
         dinov2-tricks  what DINOv2's economies save in time and memory
         adversarial    a network is fooled, by FGSM and PGD, and trained on what fools it
-        universal      one change that fools a network on most pictures, and another network too
+        universal      one change for all pictures: how often it fools a network, and another one
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
