@@ -2,7 +2,8 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ Rows = list[dict[str, Any]]
 
 def measure(
     name: str, experiment: Callable[[Path, Effort], Page], doc: str, headline: Callable[[Rows], dict[str, Any]], *,
-    seeds: int,
+    seeds: int, steps: int = 200, data: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Run it; rows are those of all panels, `panel` and `setting` say which; plots go to docs/img/lab-NAME-PANEL.svg.
 
     doc: the script's, whose first line is "Claim: " and the claim.  headline: rows to the headline.  seeds: runs of
-    each setting.
+    each setting.  steps: of each run.  data: in `results.data_folder`, in place of generated pictures.
     """
     claim = doc.splitlines()[0].removeprefix("Claim: ").rstrip(".")
     parser = argparse.ArgumentParser(description=claim)
@@ -30,14 +31,17 @@ def measure(
     parser.add_argument("--seeds", type=int, default=seeds, help="runs of each setting")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    effort = Effort(seeds=args.seeds)
-    page = experiment(args.out, effort)
+    effort = Effort(seeds=args.seeds, steps=steps, data=tuple(data))
+    page = experiment(args.out, replace(effort, data=tuple(str(results.data_folder() / path) for path in data)))
+    settings = page.settings | {"data": effort.settings()["data"]}  # by names that mean the same elsewhere
     for panel in page.panels:
+        if panel.name == "pictures" and data:
+            continue  # others' photographs are not ours to spread
         shutil.copy(args.out / f"{panel.name}.svg", results.ROOT / "docs" / "img" / f"lab-{name}-{panel.name}.svg")
     rows = [{"panel": panel.name} | rounded(row) for panel in page.panels for row in panel.rows]
     path = results.write(
         f"lab_{name.replace('-', '_')}", claim=claim, rows=rows, headline=headline(rows), seeds=list(range(args.seeds)),
-        packages=("numpy",), settings=effort.settings(), found={panel.name: panel.found for panel in page.panels},
+        packages=("numpy",), settings=settings, found={panel.name: panel.found for panel in page.panels},
     )  # fmt: skip
     print(path)
 

@@ -19,28 +19,35 @@ class Lab(show.Verb):
         large-batch    LARS and SGD as the batch grows, and what batch norm gives away
         background     how local crops turn DINO's teacher to the object
         dinov2-tricks  what DINOv2's economies save in time and memory
+        adversarial    a network is fooled, by FGSM and PGD, and trained on what fools it
+        universal      one change for all pictures: how often it fools a network, and another one
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
     Example:
         negah lab collapse --out collapse
         negah lab dino-byol --data cifar10/train.zip --steps 2000 --seeds 3 --out dino-byol
+        negah lab adversarial --data cifar10/train.zip cifar10/test.zip --full --out adversarial
     """
 
     IF_INTERRUPTED: ClassVar[str] = "stopped; the page holds what was done until then"
 
-    name: Positional[Literal["collapse", "dino-byol", "large-batch", "background", "dinov2-tricks"]]
+    name: Positional[
+        Literal["collapse", "dino-byol", "large-batch", "background", "dinov2-tricks", "adversarial", "universal"]
+    ]
     """Which."""
     out: Path
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
     """Pictures to train on, a folder for each class (default: generated ones)."""
-    steps: Annotated[int, arg(metavar="N")] = 200
-    """Steps of each run."""
+    steps: Annotated[int | None, arg(metavar="N")] = None
+    """Steps of each run (default: 200; adversarial, universal: 500)."""
     seeds: Annotated[int, arg(metavar="N")] = 1
     """Runs of each setting."""
-    batch: Annotated[int, arg(metavar="N")] = 64
-    """Pictures in a step."""
+    batch: Annotated[int | None, arg(metavar="N")] = None
+    """Pictures in a step (default: 64)."""
+    full: bool = False
+    """adversarial, universal: ResNet-18, all pictures of --data, 100 epochs; hours on a GPU."""
 
     def run(self) -> int:
         """Run the experiment, and print what each plot shows."""
@@ -48,18 +55,26 @@ class Lab(show.Verb):
         from functools import partial
 
         from negah.errors import InputError
-        from negah.lab import background, collapse, dino_byol, dinov2_tricks, large_batch
+        from negah.lab import adversarial, background, collapse, dino_byol, dinov2_tricks, large_batch, universal
         from negah.lab.training import Effort
 
-        for name, value, least in (("steps", self.steps, 10), ("seeds", self.seeds, 1), ("batch", self.batch, 4)):
+        supervised = self.name in ("adversarial", "universal")
+        if self.full and not supervised:
+            raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
+        if self.full and (self.steps is not None or self.batch is not None):
+            raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
+        steps = (500 if supervised else 200) if self.steps is None else self.steps
+        batch = 64 if self.batch is None else self.batch
+        for name, value, least in (("steps", steps, 10), ("seeds", self.seeds, 1), ("batch", batch, 4)):
             if value < least:
                 raise InputError(f"--{name} {value}: give {least} or more")
         experiments = {
             "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
-            "background": background.run, "dinov2-tricks": dinov2_tricks.run,
+            "background": background.run, "dinov2-tricks": dinov2_tricks.run, "adversarial": adversarial.run,
+            "universal": universal.run,
         }  # fmt: skip
         effort = Effort(
-            data=self.data, steps=self.steps, seeds=self.seeds, batch=self.batch,
+            data=self.data, steps=steps, seeds=self.seeds, batch=batch, full=self.full,
             say=partial(print, file=sys.stderr, flush=True),
         )  # fmt: skip
         page = experiments[self.name](self.out, effort)

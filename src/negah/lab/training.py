@@ -17,7 +17,7 @@ from torch.optim import AdamW, Optimizer
 
 from negah.images.pool import Pool, folder_labels
 from negah.images.views import View, Views
-from negah.lab.shapes import shapes
+from negah.lab.shapes import CLASSES, shapes
 from negah.nn.backbone import Backbone, ConvBackbone
 from negah.nn.resnet import ResNet, Stem
 from negah.probe.evaluate import embed, knn_accuracy
@@ -38,13 +38,15 @@ class Effort:
     """How much an experiment runs.
 
     data: a folder or archive of pictures, a folder for each class; empty: generated shapes.  steps: of each run.
-    seeds: runs of each setting.  batch: pictures in a step.
+    seeds: runs of each setting.  batch: pictures in a step.  full: what an experiment reduces by default in full, with
+    steps and batches of its own, on an accelerator where there is one.
     """
 
     data: tuple[str, ...] = ()
     steps: int = 200
     seeds: int = 1
     batch: int = 64
+    full: bool = False
     say: Say = field(default=print, compare=False, repr=False)
 
     def settings(self) -> dict[str, Any]:
@@ -63,19 +65,30 @@ class Pictures:
     train_labels: Int[Tensor, " n"]
     test: UInt8[Tensor, "m 3 side side"]
     test_labels: Int[Tensor, " m"]
+    classes: Sequence[str] = CLASSES
 
     @classmethod
-    def of(cls, effort: Effort) -> "Pictures":
-        """Shapes, or a random part of the data, a third of it held out.  Raises InputError where it has no classes."""
+    def of(cls, effort: Effort, *, train: int = TRAIN, test: int = TEST) -> "Pictures":
+        """Shapes, or a random part of the data: so many at most of either kind.
+
+        Test pictures are those below a folder, or in an archive, that is called test, where there are some; else a
+        part of all.  Raises InputError where the data have no classes.
+        """
         if not effort.data:
-            train, test = shapes(TRAIN, SIDE, seed=0), shapes(TEST, SIDE, seed=1)
-            return cls(train.images, train.labels, test.images, test.labels)
+            known, others = shapes(train, SIDE, seed=0), shapes(test, SIDE, seed=1)
+            return cls(known.images, known.labels, others.images, others.labels)
         pool = Pool([Path(path) for path in effort.data], SIDE)
-        labels, _ = folder_labels(pool.names)
-        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))[: TRAIN + TEST]
-        images, labels = torch.stack([pool[int(i)] for i in order]), labels[order]
-        held = max(1, len(order) * TEST // (TRAIN + TEST))
-        return cls(images[held:], labels[held:], images[:held], labels[:held])
+        labels, classes = folder_labels(pool.names)
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+        is_test = torch.tensor([any(Path(part).stem == "test" for part in Path(n).parts) for n in pool.names])[order]
+        if is_test.any() and not is_test.all():
+            parts = order[~is_test][:train], order[is_test][:test]
+        else:
+            order = order[: train + test]
+            held = max(1, len(order) * test // (train + test))
+            parts = order[held:], order[:held]
+        (known, others) = (torch.stack([pool[int(i)] for i in part]) for part in parts)
+        return cls(known, labels[parts[0]], others, labels[parts[1]], classes)
 
     def knn(self, backbone: nn.Module) -> float:
         """Share of the test pictures whose class their 20 nearest of the first KNOWN training pictures name."""
