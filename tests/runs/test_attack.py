@@ -41,11 +41,12 @@ def given(tmp_path_factory):
 def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
     folder, model = given
     result = attack(model, folder / "tiles", tmp_path / "out", Options(**SHORT))
-    assert result.images == 24 and result.clean > 0.9
-    first, last = result.curve
-    assert result.clean >= first.robust > last.robust and first.low <= first.robust <= first.high
+    found = result.robustness
+    assert len(found.images) == 24 and found.clean > 0.9
+    first, last = found.curve
+    assert found.clean >= first.robust > last.robust and first.low <= first.robust <= first.high
     assert last.gradients > first.gradients > 0
-    assert [v.number for v in result.verdicts] == list(range(1, 16)) and result.sample == 12
+    assert [v.number for v in found.verdicts] == list(range(1, 16)) and found.sample == 12
     stored = json.loads((tmp_path / "out" / "robustness.json").read_text(encoding="utf-8"))
     assert stored["curve"][1]["robust"] == last.robust and len(stored["verdicts"]) == 15
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
@@ -65,7 +66,7 @@ def test_the_threshold_parts_the_two_classes(given):
 
 def test_what_cannot_be_attacked_is_told(given, tmp_path):
     folder, model = given
-    with pytest.raises(InputError, match="--eps 0"):
+    with pytest.raises(InputError, match="eps 0"):
         attack(model, folder / "tiles", tmp_path, Options(eps=(0.0,)))
     with pytest.raises(InputError, match="--images 0"):
         attack(model, folder / "tiles", tmp_path, Options(images=0))
@@ -81,4 +82,4 @@ def test_a_broken_picture_is_left_out_and_named(given, tmp_path):
     shutil.copytree(folder / "tiles", tmp_path / "tiles")
     (tmp_path / "tiles" / "none" / "broken.png").write_bytes(b"not a picture")
     result = attack(model, tmp_path / "tiles", tmp_path / "out", Options(**SHORT))
-    assert result.images == 24 and [name for name, _ in result.failures] == ["none/broken.png"]
+    assert len(result.robustness.images) == 24 and [name for name, _ in result.failures] == ["none/broken.png"]

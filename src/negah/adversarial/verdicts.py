@@ -6,7 +6,7 @@ thousand.  So a count is an alarm only above TOLERATED of the sample (and above 
 (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705; Pintor et al. 2021, arXiv:2106.09947.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,12 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from negah.adversarial.climb import Ball
-from negah.adversarial.evaluate import Attack
 from negah.adversarial.gradient import Fixed, fgsm, pgd
 from negah.adversarial.losses import cross_entropy, margin
 from negah.adversarial.norms import Norm
 from negah.adversarial.square import SHARES, square
-from negah.adversarial.target import Model, gradient, logits_of, still
+from negah.adversarial.target import Attack, Model, gradient, logits_of, still
 from negah.adversarial.watch import Watched, inside
 
 State = Literal["ok", "note", "alarm"]
@@ -50,16 +49,21 @@ class Verdict:
 
 def verdicts(
     model: Model, images: Float[Tensor, "n channel h w"], labels: Int[Tensor, " n"], *, eps: float, norm: Norm,
-    attacks: Mapping[str, Attack], seed: int = 0,
+    attacks: Mapping[str, Attack], seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Verdict]:  # fmt: skip
     """All fifteen, of attacks on rightly classified images: about 100 is a good number."""
     case = _Case(model, images, labels, eps, norm, attacks, seed)
-    return [
-        case.at_least_single_step(), case.more_changes_nothing(), case.falls_with_eps(), case.beats_the_blind(),
-        case.has_gradients(), case.losses_agree(), case.says_the_same_twice(), case.says_logits(),
-        case.keeps_success(), case.has_arrived(), case.attacks_this_model(), case.leaves_no_trace(),
-        case.survives_rounding(), case.stays_in_the_ball(), case.pays_enough(),
+    questions = [
+        case.at_least_single_step, case.more_changes_nothing, case.falls_with_eps, case.beats_the_blind,
+        case.has_gradients, case.losses_agree, case.says_the_same_twice, case.says_logits, case.keeps_success,
+        case.has_arrived, case.attacks_this_model, case.leaves_no_trace, case.survives_rounding,
+        case.stays_in_the_ball, case.pays_enough,
     ]  # fmt: skip
+    found: list[Verdict] = []
+    for question in questions:
+        found.append(question())
+        progress(len(found), len(questions))
+    return found
 
 
 @dataclass

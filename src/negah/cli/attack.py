@@ -56,20 +56,21 @@ class Attack(show.Verb):
             result = attack(self.model, self.data, self.out, options, progress=bars)
         status = 3 if result.failures else 0
         if self.json:
-            show.as_json({"status": "some inputs failed" if status else "complete", **vars(result)})
+            show.as_json({"status": "some inputs failed" if status else "complete", **result.figures()})
             return status
-        rows = [("0", f"{result.clean:.3f}", "", "")]
-        for p in result.curve:
+        found = result.robustness
+        rows = [("0", f"{found.clean:.3f}", "", "")]
+        for p in found.curve:
             shown = f"{p.eps * 255:g}/255" if self.norm == "Linf" else f"{p.eps:g}"
             rows.append((shown, f"{p.robust:.3f}", f"{p.low:.3f} to {p.high:.3f}", f"{p.gradients:.0f}"))
-        title = f"{result.images} images, {self.norm}: share that withstands all attacks, 95 % interval"
+        title = f"{len(found.images)} images, {self.norm}: share that withstands all attacks, 95 % interval"
         show.table(rows, header=("eps", "accuracy", "interval", "gradients"), title=title)
         marks = {"ok": "ok", "note": "note", "alarm": "ALARM"}
         show.table(
-            [(v.number, marks[v.state], v.name, v.text) for v in result.verdicts],
-            title=f"verdicts, on {result.sample} images at eps {result.verdicts_eps:.4g}",
+            [(v.number, marks[v.state], v.name, v.text) for v in found.verdicts],
+            title=f"verdicts, on {found.sample} images at eps {found.verdicts_eps:.4g}",
         )
-        for verdict in result.alarms:
+        for verdict in found.alarms:
             show.warning(f"{verdict.name}: {verdict.text}; the figures above may be too high")
         show.failures([(f"left out {name}", why) for name, why in result.failures], more="more images were left out")
         return status
