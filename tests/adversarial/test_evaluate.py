@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from negah.adversarial import L2, Linf, apgd, evaluate, fgsm, pgd
+from negah.adversarial import L1, L2, Linf, apgd, evaluate, fgsm, pgd
 from negah.adversarial.evaluate import attacked, ladder
 from negah.adversarial.losses import dlr
 from negah.adversarial.verdicts import verdicts
@@ -114,7 +114,9 @@ def test_nothing_is_left_to_attack_once_all_are_fooled(net):
 
 def test_the_usual_ladder_fits_the_number_of_classes():
     assert list(ladder(10)) == ["FGSM", "PGD", "APGD-CE", "APGD-DLR", "APGD-T", "Square"]
-    assert "APGD-T" not in ladder(3) and ladder(2)["APGD-DLR"].keywords["loss"].__name__ == "margin"
+    assert "APGD-T" not in ladder(3) and list(ladder(2)) == ["FGSM", "PGD", "APGD", "Square"]
+    assert list(ladder(3, L2())) == ["FGSM", "PGD", "APGD-CE", "APGD-DLR", "Square"]
+    assert "Square" not in ladder(3, L1())
 
 
 # The whole evaluation

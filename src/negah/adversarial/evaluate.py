@@ -134,15 +134,19 @@ class Robustness:
 
 
 def ladder(classes: int, norm: Norm = LINF, *, steps: int = 50) -> dict[str, Attack]:
-    """The usual attacks, the cheapest first: one step, PGD, APGD on two losses, targeted, and one without gradients."""
-    found: dict[str, Attack] = {
-        "FGSM": fgsm, "PGD": partial(pgd, steps=steps // 5), "APGD-CE": partial(apgd, steps=steps)
-    }  # fmt: skip
-    found |= {"APGD-DLR": partial(apgd, steps=steps, loss=dlr if classes > 2 else margin)}
+    """The usual attacks, the cheapest first: one step, PGD, APGD on two losses, targeted, and one without gradients.
+
+    Of two classes the cross-entropy rises with the margin and has its direction, so APGD climbs the margin alone.
+    """
+    found: dict[str, Attack] = {"FGSM": fgsm, "PGD": partial(pgd, steps=max(1, steps // 5))}
+    if classes == 2:
+        found |= {"APGD": partial(apgd, steps=steps, loss=margin)}
+    else:
+        found |= {"APGD-CE": partial(apgd, steps=steps), "APGD-DLR": partial(apgd, steps=steps, loss=dlr)}
     if classes > 3:
         found |= {"APGD-T": partial(apgd_targeted, steps=steps, targets=min(9, classes - 1))}
     if norm.name in SHARES:
-        found |= {"Square": partial(square, steps=10 * steps)}
+        found |= {"Square": partial(square, steps=4 * steps)}
     return found
 
 
