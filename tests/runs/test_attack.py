@@ -10,7 +10,8 @@ from PIL import Image
 from negah.errors import InputError, OutputError
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
-from negah.runs.attack import Options, PanelClassifier, attack
+from negah.runs.attack import Options, attack
+from negah.runs.classifiers import PanelClassifier
 
 SHORT = {"eps": (0.5 / 255, 8 / 255), "steps": 5, "sample": 12}
 
@@ -51,8 +52,6 @@ def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
     assert stored["curve"][1]["robust"] == last.robust and len(stored["verdicts"]) == 15
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["verb"] == "attack" and run["arguments"]["model"] == model
-    with Image.open(tmp_path / "out" / "pictures.png") as shown:
-        assert min(shown.size) > 200
 
 
 def test_the_threshold_parts_the_two_classes(given):

@@ -10,7 +10,6 @@ size is the library's own way, and so its logits are those of the library's own 
 """
 
 import importlib.util
-import json
 import math
 import re
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -167,7 +166,7 @@ def _of_function(file: Path, name: str, size: int | None, device: torch.device) 
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        made = getattr(module, name)()
+        made: Any = getattr(module, name)()
     except Exception as error:  # whatever the code of others raises
         what = f"{type(error).__name__}: {one_line(error)}"
         raise InputError(f"{file}:{name} made no model ({what}): --debug shows where") from error
@@ -178,7 +177,7 @@ def _of_function(file: Path, name: str, size: int | None, device: torch.device) 
     if isinstance(made, nn.Module):
         model: Model = Classifier(made.to(device).float()).to(device).eval()
     else:
-        model, device = made, torch.device("cpu")  # nobody can know where else it would have its images
+        model, device = cast(Model, made), torch.device("cpu")  # nobody can know where else it would have its images
 
     def prepare(image: UInt8[ndarray, "h w 3"]) -> Float[Tensor, "3 side side2"]:
         if size is None:
@@ -207,23 +206,25 @@ def _of_transformers(folder: Path, device: torch.device) -> Judged:
     lacking = sorted(map(str, [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]))
     if lacking:
         raise WeightsError(f"{folder} is no whole classifier: weights are missing or misshapen ({_some(lacking)})")
-    # The processor resizes and crops; scale and normalisation are the classifier's.
-    scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
-    model = Classifier(net, mean=[m / scale for m in mean], std=[s / scale for s in std])
 
     def prepare(image: UInt8[ndarray, "h w 3"]) -> Float[Tensor, "3 side side2"]:
         bare = processor(Image.fromarray(image), do_rescale=False, do_normalize=False, return_tensors="pt")
         return (bare["pixel_values"][0].float() / 255).clamp(0, 1)
 
-    probe = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
-    theirs = processor(Image.fromarray(probe), return_tensors="pt")["pixel_values"][0]
-    ours = (prepare(probe) - model.get_buffer("mean")) / model.get_buffer("std")
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-4):
+    # The processor resizes and crops; scale and normalisation are the classifier's, if that is all that there is.
+    picture = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+    try:
+        scale = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+        model = Classifier(net, mean=[m / scale for m in mean], std=[s / scale for s in std])
+        theirs = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"][0]
+        ours = (prepare(picture) - model.get_buffer("mean")) / model.get_buffer("std")
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    except Exception as error:  # a difference, or whatever a processor of another kind raises
         raise InputError(
-            f"{folder}: the {type(processor).__name__} does more than resize, crop, scale and normalise: give the model "
-            "as FILE.py:FUNCTION"
-        )
+            f"{folder}: the {type(processor).__name__} does more than resize, crop, scale and normalise: give the "
+            "model as FILE.py:FUNCTION"
+        ) from error
     names = tuple(str(net.config.id2label[i]) for i in range(net.config.num_labels))
     return Judged(model.to(device).eval(), prepare, names, device)
 
@@ -283,7 +284,6 @@ def _timm_folder(folder: Path) -> nn.Module:
 def _library(what: str) -> Any:
     try:
         import timm
-        import timm.data  # noqa: F401  (create_transform)
     except ImportError as error:
         raise InputError(f"{what} needs the package timm: pip install timm") from error
     return timm
@@ -291,10 +291,11 @@ def _library(what: str) -> Any:
 
 def _of_timm(net: Any, device: torch.device) -> Judged:
     """With timm's own transform of an evaluation, less the normalisation that ends it."""
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
-    config = resolve_model_data_config(net)
-    *steps, normalise = create_transform(**config).transforms
+    transform: Any = create_transform(**resolve_model_data_config(net))
+    *steps, normalise = transform.transforms
 
     def prepare(image: UInt8[ndarray, "h w 3"]) -> Float[Tensor, "3 side side2"]:
         found: Any = Image.fromarray(image)
