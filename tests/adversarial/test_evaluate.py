@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from negah.adversarial import L1, L2, Linf, apgd, evaluate, fgsm, pgd
 from negah.adversarial.evaluate import attacked, ladder
 from negah.adversarial.losses import dlr
+from negah.adversarial.square import square
 from negah.adversarial.verdicts import verdicts
 from negah.errors import InputError
 
@@ -283,6 +284,29 @@ def test_restarts_that_keep_only_the_last(net, sample):
         return found
 
     assert 9 in alarms(net, sample, {"PGD": forgetful})
+
+
+def test_a_search_by_squares_in_the_ladder_is_not_made_again(net, sample):
+    """Verdict 4 looks at the ladder's own where it is as long, and finds the same."""
+
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.asked = net, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.asked += len(x)
+            return self.net((x * 16).round() / 16)
+
+    model = Quantised().eval()
+    found, asked = {}, {}
+    for steps in (10, 200):
+        model.asked = 0
+        attacks = {"PGD": partial(pgd, steps=20), "Square": partial(square, steps=steps)}
+        found[steps] = verdicts(model, *sample, eps=EPS, norm=Linf(), attacks=attacks)[3]
+        asked[steps] = model.asked
+    assert found[10].alarm and found[200].alarm
+    assert asked[200] < asked[10] + 10 * len(sample[0])  # two searches at most: else some 190 more for each image
 
 
 def test_random_logits(net, sample):

@@ -11,7 +11,6 @@ from negah.errors import InputError, OutputError
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
 from negah.runs.attack import Options, attack
-from negah.runs.classifiers import PanelClassifier
 
 SHORT = {"eps": (0.5 / 255, 8 / 255), "steps": 5, "sample": 12}
 
@@ -50,17 +49,10 @@ def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
     assert [v.number for v in found.verdicts] == list(range(1, 16)) and found.sample == 12
     stored = json.loads((tmp_path / "out" / "robustness.json").read_text(encoding="utf-8"))
     assert stored["curve"][1]["robust"] == last.robust and len(stored["verdicts"]) == 15
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1 and page.count("<img") == 18 and "an alarm says" in page and "no panels" in page
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["verb"] == "attack" and run["arguments"]["model"] == model
-
-
-def test_the_threshold_parts_the_two_classes(given):
-    _, model = given
-    detector = detectors.load(model)
-    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        said = PanelClassifier(detector)(images).argmax(1)
-        assert torch.equal(said == 1, detector(images).logit.sigmoid() > detector.info.threshold)
 
 
 def test_what_cannot_be_attacked_is_told(given, tmp_path):

@@ -118,13 +118,13 @@ def _curve(found: Robustness):
 
 
 def _points(found: Robustness) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = [{"radius": "0", "accuracy": found.clean}]
-    for p in found.curve:
-        interval = f"{p.low:.3f} to {p.high:.3f}"
-        rows.append({
-            "radius": radius(found.norm, p.eps), "accuracy": p.robust, "95 %": interval, "gradients": round(p.gradients)
-        })  # fmt: skip
-    return [{name: row.get(name, "") for name in rows[-1]} for row in rows]
+    return [{"radius": "0", "accuracy": found.clean, "95 %": "", "gradients": 0}] + [
+        {
+            "radius": radius(found.norm, p.eps), "accuracy": p.robust, "95 %": f"{p.low:.3f} to {p.high:.3f}",
+            "gradients": round(p.gradients),
+        }
+        for p in found.curve
+    ]  # fmt: skip
 
 
 def _rungs(found: Robustness) -> list[dict[str, Any]]:
@@ -132,7 +132,7 @@ def _rungs(found: Robustness) -> list[dict[str, Any]]:
         {
             "radius": radius(found.norm, p.eps), "attack": rung.name, "tried": rung.tried, "fooled": rung.fooled,
             "gradients": rung.backwards / max(1, rung.tried), "forwards": rung.forwards / max(1, rung.tried),
-            "outside": rung.outside, "seconds": rung.seconds,
+            "outside": rung.outside, "seconds": round(rung.seconds, 1),
         }
         for p in found.curve for rung in p.rungs
     ]  # fmt: skip
