@@ -246,12 +246,12 @@ def test_the_threshold_parts_the_two_classes_of_a_detector():
 
 def test_classes_are_matched_by_name_then_number_then_order():
     names = ("cat", "Dog", "river bank", "crane", "crane")
-    assert class_numbers(["dog", "River_Bank"], names, 5) == ([1, 2], "name")
-    assert class_numbers(["0", "10", "2"], (), 11) == ([0, 10, 2], "number")
-    assert class_numbers(["3", "4"], names, 5) == ([3, 4], "number")
-    assert class_numbers(["b", "c", "d"], (), 3) == ([0, 1, 2], "order")
-    assert class_numbers(["b", "c"], ("LABEL_0", "LABEL_1"), 2) == ([0, 1], "order")
-    assert class_numbers(["10", "7"], ("7", "10"), 2) == ([1, 0], "name")
+    assert class_numbers(["dog", "River_Bank"], names, 5) == [1, 2]
+    assert class_numbers(["0", "10", "2"], (), 11) == [0, 10, 2]
+    assert class_numbers(["3", "4"], names, 5) == [3, 4]
+    assert class_numbers(["b", "c", "d"], (), 3) == [0, 1, 2]
+    assert class_numbers(["b", "c"], ("LABEL_0", "LABEL_1"), 2) == [0, 1]
+    assert class_numbers(["10", "7"], ("7", "10"), 2) == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _read(data: Path, model: str, judged: Judged, options: Options, progress: Pr
         w, h = shapes[0]
         raise InputError(f"the images have {len(shapes)} sizes ({w} x {h} px and others): give --size for the model")
     x = torch.stack(images).to(judged.device)
-    numbers, _ = class_numbers(kinds, judged.classes, _count(judged, model, x[:1]))
+    numbers = class_numbers(kinds, judged.classes, _count(judged, model, x[:1]))
     y = torch.tensor(numbers)[torch.tensor(kept)].to(judged.device)
     return _Images(x, y, dict(zip(kinds, numbers)), failures)
 

@@ -111,8 +111,8 @@ def classifier(name: str, *, weights: Path | None = None, size: int | None = Non
     )
 
 
-def class_numbers(kinds: Sequence[str], classes: Sequence[str], count: int) -> tuple[list[int], str]:
-    """The model's number of each class of some data, and how it was found: by "name", "number" or "order".
+def class_numbers(kinds: Sequence[str], classes: Sequence[str], count: int) -> list[int]:
+    """The model's number of each class of some data: by name, else by number, else by order.
 
     kinds: the data's names, sorted.  classes: the model's, or none.  count: of the model's classes.
 
@@ -121,12 +121,12 @@ def class_numbers(kinds: Sequence[str], classes: Sequence[str], count: int) -> t
     named = [] if all(map(NUMBERED.fullmatch, classes)) else [_plain(name) for name in classes]
     often = Counter(named)
     if named and all(often[_plain(kind)] == 1 for kind in kinds):
-        return [named.index(_plain(kind)) for kind in kinds], "name"
+        return [named.index(_plain(kind)) for kind in kinds]
     if all(kind.isdecimal() for kind in kinds):
         numbers = [int(kind) for kind in kinds]
         if max(numbers) >= count:
             raise InputError(f"the data have a class {max(numbers)}, but the model's are 0 to {count - 1}")
-        return numbers, "number"
+        return numbers
     if named:
         twice = [kind for kind in kinds if often[_plain(kind)] > 1]
         strange = twice or [kind for kind in kinds if not often[_plain(kind)]]
@@ -140,7 +140,7 @@ def class_numbers(kinds: Sequence[str], classes: Sequence[str], count: int) -> t
             f"the data have {len(kinds)} classes ({_some(kinds)}) and the model {count}, without names: number the "
             f"data's classes 0 to {count - 1} as its logits"
         )
-    return list(range(count)), "order"
+    return list(range(count))
 
 
 def _plain(name: str) -> str:
