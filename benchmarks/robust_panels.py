@@ -28,7 +28,7 @@ from negah.probe.metrics import measure
 from negah.runs.aerial.recipe import ASIDE
 from negah.runs.aerial.score import areas, predict
 from negah.runs.aerial.tiles import MIN_PANEL_PATCHES, duke, masked
-from negah.runs.attack import PanelClassifier
+from negah.runs.classifiers import PanelClassifier
 from negah.runs.harden import Options, harden
 
 MODEL, METHOD = "negah/aerial-tiny", "n-fgsm"

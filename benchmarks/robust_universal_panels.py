@@ -28,7 +28,7 @@ from negah.probe.detector import load
 from negah.probe.metrics import bootstrap_weights
 from negah.runs.aerial.recipe import ASIDE
 from negah.runs.aerial.tiles import GSD_M, WINDOW_PX, duke
-from negah.runs.attack import PanelClassifier
+from negah.runs.classifiers import PanelClassifier
 
 PICTURE = results.ROOT / "docs" / "img" / "attack-panels.png"
 LEVELS = (10, 4, 2)  # of 255

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from negah.adversarial import Classifier, Linf, apgd, fgsm, pgd
-from negah.adversarial.evaluate import Attack
 from negah.adversarial.harden import Hardening, fgsm_start, noisy_start, pgd_start, random_start
 from negah.adversarial.losses import dlr
+from negah.adversarial.target import Attack
 from negah.adversarial.verdicts import Verdict, verdicts
 from negah.nn.backbone import ViTBackbone
 from negah.nn.resnet import ResNet

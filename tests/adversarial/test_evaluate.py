@@ -1,15 +1,18 @@
 """A robust accuracy is what attacks leave, and every way to get it wrong is told."""
 
+import json
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from negah.adversarial import Linf, apgd, fgsm, pgd
+from negah.adversarial import L1, L2, Linf, apgd, evaluate, fgsm, pgd
 from negah.adversarial.evaluate import attacked, ladder
 from negah.adversarial.losses import dlr
+from negah.adversarial.square import square
 from negah.adversarial.verdicts import verdicts
+from negah.errors import InputError
 
 EPS = 0.02
 
@@ -112,7 +115,67 @@ def test_nothing_is_left_to_attack_once_all_are_fooled(net):
 
 def test_the_usual_ladder_fits_the_number_of_classes():
     assert list(ladder(10)) == ["FGSM", "PGD", "APGD-CE", "APGD-DLR", "APGD-T", "Square"]
-    assert "APGD-T" not in ladder(3) and ladder(2)["APGD-DLR"].keywords["loss"].__name__ == "margin"
+    assert "APGD-T" not in ladder(3) and list(ladder(2)) == ["FGSM", "PGD", "APGD", "Square"]
+    assert list(ladder(3, L2())) == ["FGSM", "PGD", "APGD-CE", "APGD-DLR", "Square"]
+    assert "Square" not in ladder(3, L1())
+
+
+# The whole evaluation
+
+
+def test_an_evaluation_joins_rising_radii_and_verdicts(net):
+    x, y = blobs(120, seed=1)
+    stages = []
+    found = evaluate(
+        net, x, y, eps=(EPS, 0.25 * EPS), attacks=SHORT, batch=50, sample=40, seed=3,
+        progress=lambda stage, done, total: stages.append((stage, done, total)),
+    )  # fmt: skip
+    right = net(x).argmax(1) == y
+    assert found.clean == pytest.approx(right.double().mean().item())
+    assert [point.eps for point in found.curve] == [0.25 * EPS, EPS]
+    by_hand = attacked(net, x, y, eps=0.25 * EPS, attacks=SHORT, batch=50, seed=3)
+    assert found.curve[0].robust == by_hand.robust
+    assert (found.curve[0].low, found.curve[0].high) == by_hand.interval
+    for point in found.curve:
+        assert point.robust == pytest.approx((found.fooled_at > point.eps).double().mean().item())
+    assert found.curve[1].gradients > found.curve[0].gradients == by_hand.gradients
+    assert torch.equal(found.fooled_at == 0, ~right)
+    # Each image carries the point that fooled it first, so it lies in the smaller ball where that one did.
+    distance = (found.images - x).flatten(1).abs().amax(1)
+    attackable = right & found.fooled_at.isfinite()
+    assert (distance[attackable] <= found.fooled_at[attackable] + 1e-6).all() and (distance[~attackable] == 0).all()
+    assert (net(found.images[attackable]).argmax(1) != y[attackable]).all()
+    assert found.verdicts_eps == min(found.curve, key=lambda point: abs(point.robust - found.clean / 2)).eps
+    assert [v.number for v in found.verdicts] == list(range(1, 16)) and found.sample == 40 and found.alarms == []
+    assert stages[0] == ("attacks", 1, 6) and stages[5] == ("attacks", 6, 6) and stages[-1] == ("verdicts", 15, 15)
+
+
+def test_the_figures_of_an_evaluation_are_json(net):
+    x, y = blobs(30, seed=1)
+    found = evaluate(net, x, y, eps=EPS / 8, attacks={"FGSM": fgsm}, sample=10)
+    stored = json.loads(json.dumps(found.figures(), allow_nan=False))
+    assert stored["images"] == 30 == len(stored["fooled_at"]) and None in stored["fooled_at"]
+    assert stored["curve"][0]["rungs"][0]["name"] == "FGSM" and stored["verdicts"][14]["number"] == 15
+
+
+def test_an_evaluation_has_radii_of_its_own(net):
+    x, y = blobs(12, seed=1)
+    few = {"FGSM": fgsm}
+    assert [p.eps * 255 for p in evaluate(net, x, y, attacks=few).curve] == pytest.approx([0.5, 1, 2, 4, 8])
+    assert [p.eps for p in evaluate(net, x, y, norm=L2(), attacks=few).curve] == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_what_cannot_be_evaluated_is_told(net):
+    x, y = blobs(12, seed=1)
+    for options, words in (
+        ({"eps": 0.0}, "eps 0: a radius is above 0"), ({"eps": (0.1, 8.0)}, "eps 8 is more than"),
+        ({"sample": 0}, "sample 0"), ({"batch": 0}, "batch 0"), ({"steps": 0}, "steps 0"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            evaluate(net, x, y, **options)
+    wrong = (net(x).argmax(1) + 1) % 6
+    with pytest.raises(InputError, match="none of 12 images rightly"):
+        evaluate(net, x, wrong, eps=EPS)
 
 
 # Sound models
@@ -221,6 +284,29 @@ def test_restarts_that_keep_only_the_last(net, sample):
         return found
 
     assert 9 in alarms(net, sample, {"PGD": forgetful})
+
+
+def test_a_search_by_squares_in_the_ladder_is_not_made_again(net, sample):
+    """Verdict 4 looks at the ladder's own where it is as long, and finds the same."""
+
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.asked = net, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.asked += len(x)
+            return self.net((x * 16).round() / 16)
+
+    model = Quantised().eval()
+    found, asked = {}, {}
+    for steps in (10, 200):
+        model.asked = 0
+        attacks = {"PGD": partial(pgd, steps=20), "Square": partial(square, steps=steps)}
+        found[steps] = verdicts(model, *sample, eps=EPS, norm=Linf(), attacks=attacks)[3]
+        asked[steps] = model.asked
+    assert found[10].alarm and found[200].alarm
+    assert asked[200] < asked[10] + 10 * len(sample[0])  # two searches at most: else some 190 more for each image
 
 
 def test_random_logits(net, sample):

@@ -12,7 +12,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from negah.errors import InputError
-from negah.probe.labels import read_samples
+from negah.probe.labels import read_classes, read_samples
 
 
 def save(path: Path, value: int = 100) -> None:
@@ -54,6 +54,20 @@ def test_any_class_can_be_named_the_positive_one(tmp_path):
         read_samples(tmp_path)
     with pytest.raises(InputError, match=r"no class 'lake'.*forest, river, solarfarm"):
         read_samples(tmp_path, positive="lake")
+
+
+def test_classes_of_any_number_are_numbered_by_name(tmp_path):
+    for folder in ("b", "c", "a/deeper"):
+        save(tmp_path / folder / "x.png")
+    samples = read_classes(tmp_path)
+    assert samples.classes == ("b", "c", "deeper") and samples.labels.tolist() == [2, 0, 1]
+    assert samples.names == ("a/deeper/x.png", "b/x.png", "c/x.png")
+    written = table(tmp_path, ["dog", "", "cat", "-1", "dog"])
+    samples = read_classes(written)
+    assert samples.classes == ("cat", "dog") and samples.labels.tolist() == [1, 0, 1]
+    assert samples.names == ("0.png", "2.png", "4.png")
+    with pytest.raises(InputError, match="holds no labels"):
+        read_classes(table(tmp_path, ["", "?"]))
 
 
 def test_suffixes_of_the_uk20k_layout_give_locations_too(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from negah.errors import InputError, OutputError
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
-from negah.runs.attack import Options, PanelClassifier, attack
+from negah.runs.attack import Options, attack
 
 SHORT = {"eps": (0.5 / 255, 8 / 255), "steps": 5, "sample": 12}
 
@@ -41,31 +41,23 @@ def given(tmp_path_factory):
 def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
     folder, model = given
     result = attack(model, folder / "tiles", tmp_path / "out", Options(**SHORT))
-    assert result.images == 24 and result.clean > 0.9
-    first, last = result.curve
-    assert result.clean >= first.robust > last.robust and first.low <= first.robust <= first.high
+    found = result.robustness
+    assert len(found.images) == 24 and found.clean > 0.9
+    first, last = found.curve
+    assert found.clean >= first.robust > last.robust and first.low <= first.robust <= first.high
     assert last.gradients > first.gradients > 0
-    assert [v.number for v in result.verdicts] == list(range(1, 16)) and result.sample == 12
+    assert [v.number for v in found.verdicts] == list(range(1, 16)) and found.sample == 12
     stored = json.loads((tmp_path / "out" / "robustness.json").read_text(encoding="utf-8"))
     assert stored["curve"][1]["robust"] == last.robust and len(stored["verdicts"]) == 15
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 1 and page.count("<img") == 18 and "an alarm says" in page and "no panels" in page
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["verb"] == "attack" and run["arguments"]["model"] == model
-    with Image.open(tmp_path / "out" / "pictures.png") as shown:
-        assert min(shown.size) > 200
-
-
-def test_the_threshold_parts_the_two_classes(given):
-    _, model = given
-    detector = detectors.load(model)
-    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        said = PanelClassifier(detector)(images).argmax(1)
-        assert torch.equal(said == 1, detector(images).logit.sigmoid() > detector.info.threshold)
 
 
 def test_what_cannot_be_attacked_is_told(given, tmp_path):
     folder, model = given
-    with pytest.raises(InputError, match="--eps 0"):
+    with pytest.raises(InputError, match="eps 0"):
         attack(model, folder / "tiles", tmp_path, Options(eps=(0.0,)))
     with pytest.raises(InputError, match="--images 0"):
         attack(model, folder / "tiles", tmp_path, Options(images=0))
@@ -81,4 +73,4 @@ def test_a_broken_picture_is_left_out_and_named(given, tmp_path):
     shutil.copytree(folder / "tiles", tmp_path / "tiles")
     (tmp_path / "tiles" / "none" / "broken.png").write_bytes(b"not a picture")
     result = attack(model, tmp_path / "tiles", tmp_path / "out", Options(**SHORT))
-    assert result.images == 24 and [name for name, _ in result.failures] == ["none/broken.png"]
+    assert len(result.robustness.images) == 24 and [name for name, _ in result.failures] == ["none/broken.png"]

@@ -22,7 +22,7 @@ from negah.probe.labels import read_samples
 from negah.runs import attack as attacks
 from negah.runs import harden as runs
 from negah.runs import probe as probes
-from negah.runs.attack import PanelClassifier
+from negah.runs.classifiers import PanelClassifier
 from negah.runs.harden import Images, Options, harden, harden_classifier
 from negah.train import Batches, checkpoint, fit
 

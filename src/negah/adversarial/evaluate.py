@@ -1,17 +1,21 @@
 """How robust a model is, with the evidence that the answer can be trusted.
 
-    found = attacked(model, images, labels, eps=8 / 255)
-    found.robust, found.interval
+    found = evaluate(model, images, labels, eps=(1 / 255, 2 / 255, 4 / 255))
+    found.curve, found.verdicts, found.alarms
 
 Every image faces a ladder of attacks, the cheapest first, until one fools it; robust accuracy is the share that none
 has fooled, of all images.  An image counts as fooled when the model, asked again in fp32, misclassifies a point that
-lies in the ball and in [0, 1].  `verdicts.verdicts` look for what is known to make such a figure too high.
+lies in the ball and in [0, 1].  Radii rise, and what fools in a small ball does so in a larger one.
+
+`verdicts.verdicts` look for what is known to make such a figure too high.  They are taken at the radius that about half
+of the images withstand, for there both a weak attack and a broken one show.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,10 +27,14 @@ from negah.adversarial.gradient import apgd, apgd_targeted, fgsm, pgd
 from negah.adversarial.losses import dlr, margin
 from negah.adversarial.norms import LINF, Norm
 from negah.adversarial.square import SHARES, square
-from negah.adversarial.target import Model, check, logits_of, still
+from negah.adversarial.target import Attack, Model, check, logits_of, still
+from negah.adversarial.verdicts import Verdict, verdicts
 from negah.adversarial.watch import Watched, inside
+from negah.errors import InputError
 
-Attack = Callable[..., Float[Tensor, "batch channel h w"]]
+RADII = {"Linf": (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255), "L2": (0.125, 0.25, 0.5, 1.0), "L1": (3.0, 6.0, 12.0)}
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Images = Float[Tensor, "n channel h w"]
 
 
@@ -81,23 +89,126 @@ class Outcome:
         return sum(rung.backwards for rung in self.rungs) / max(1, int(self.right.sum()))
 
 
+@dataclass(frozen=True)
+class Point:
+    """One radius: the share of the images that withstand all attacks, its 95 % interval, what the attacks did."""
+
+    eps: float
+    robust: float
+    low: float
+    high: float
+    gradients: float  # for each image that was rightly classified, so far
+    rungs: list[Rung]
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """What an evaluation found.
+
+    clean: share of the images that are rightly classified as they are.  curve: a point for each radius, rising.
+    verdicts: taken at `verdicts_eps`, on `sample` of the rightly classified images.
+    fooled_at: the smallest radius at which each image was fooled: 0 as it is, inf at none.
+    images: the points that did it; the clean image where none did.
+    """
+
+    norm: str
+    clean: float
+    curve: list[Point]
+    verdicts: list[Verdict]
+    verdicts_eps: float
+    sample: int
+    fooled_at: Float[Tensor, " n"]
+    images: Images
+
+    @property
+    def alarms(self) -> list[Verdict]:
+        """Verdicts that say that the figures may be too high."""
+        return [verdict for verdict in self.verdicts if verdict.alarm]
+
+    def figures(self) -> dict[str, Any]:
+        """All but the pictures, as JSON takes it; an image that withstands all has no radius."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("images", "fooled_at")}
+        plain |= {name: [asdict(one) for one in plain[name]] for name in ("curve", "verdicts")}
+        radii = [eps if eps < float("inf") else None for eps in self.fooled_at.tolist()]
+        return {"images": len(radii), **plain, "fooled_at": radii}
+
+
 def ladder(classes: int, norm: Norm = LINF, *, steps: int = 50) -> dict[str, Attack]:
-    """The usual attacks, the cheapest first: one step, PGD, APGD on two losses, targeted, and one without gradients."""
-    found: dict[str, Attack] = {
-        "FGSM": fgsm, "PGD": partial(pgd, steps=steps // 5), "APGD-CE": partial(apgd, steps=steps)
-    }  # fmt: skip
-    found |= {"APGD-DLR": partial(apgd, steps=steps, loss=dlr if classes > 2 else margin)}
+    """The usual attacks, the cheapest first: one step, PGD, APGD on two losses, targeted, and one without gradients.
+
+    Of two classes the cross-entropy rises with the margin and has its direction, so APGD climbs the margin alone.
+    """
+    found: dict[str, Attack] = {"FGSM": fgsm, "PGD": partial(pgd, steps=max(1, steps // 5))}
+    if classes == 2:
+        found |= {"APGD": partial(apgd, steps=steps, loss=margin)}
+    else:
+        found |= {"APGD-CE": partial(apgd, steps=steps), "APGD-DLR": partial(apgd, steps=steps, loss=dlr)}
     if classes > 3:
         found |= {"APGD-T": partial(apgd_targeted, steps=steps, targets=min(9, classes - 1))}
     if norm.name in SHARES:
-        found |= {"Square": partial(square, steps=10 * steps)}
+        found |= {"Square": partial(square, steps=4 * steps)}
     return found
+
+
+def evaluate(
+    model: Model, images: Images, labels: Int[Tensor, " n"], *, eps: float | Sequence[float] | None = None,
+    norm: Norm = LINF, attacks: Mapping[str, Attack] | None = None, steps: int = 50, batch: int = 128,
+    bf16: bool = False, sample: int = 64, seed: int = 0, progress: Progress = lambda stage, done, total: None,
+) -> Robustness:  # fmt: skip
+    """Robust accuracy at each radius, and whether that figure can be trusted.
+
+    Args:
+        eps: one radius or several, where the range of a pixel is 1; none are RADII of the norm.
+        attacks: by default `ladder`, whose longer attacks take `steps`.
+        bf16: search in bfloat16; what counts is still fp32.
+        sample: images that verdicts are taken on, at most.
+        seed: of random starts and of the sample.
+
+    Raises InputError for what cannot be attacked, also for a model that classifies no image rightly.
+    """
+    radii = tuple(sorted({float(e) for e in ([eps] if isinstance(eps, float | int) else eps or RADII[norm.name])}))
+    if not radii[0] > 0:
+        raise InputError(f"eps {radii[0]:g}: a radius is above 0, where the range of a pixel is 1")
+    if norm.name == "Linf" and radii[-1] > 1:
+        raise InputError(f"eps {radii[-1]:g} is more than the range of a pixel, which is 1: grey levels are eps / 255")
+    for name, value in (("steps", steps), ("batch", batch), ("sample", sample)):
+        if value < 1:
+            raise InputError(f"{name} {value}: give 1 or more")
+    with still(model):
+        check(model, images, labels, radii[-1])
+    said = _said(model, images, batch)
+    right = (said.argmax(1) == labels).nonzero().squeeze(1)
+    if not len(right):
+        raise InputError(f"the model classifies none of {len(images)} images rightly: there is nothing to attack")
+    attacks = ladder(said.shape[1], norm, steps=steps) if attacks is None else attacks
+    total, outcome, spent = len(radii) * len(attacks), None, 0.0
+    curve: list[Point] = []
+    fooled_at = torch.full_like(labels, torch.inf, dtype=torch.float64)
+    for i, radius in enumerate(radii):
+        before = i * len(attacks)
+        outcome = attacked(
+            model, images, labels, eps=radius, norm=norm, attacks=attacks, batch=batch, bf16=bf16, seed=seed,
+            start=outcome, progress=lambda done, before=before: progress("attacks", before + done, total),
+        )  # fmt: skip
+        spent += outcome.gradients
+        curve.append(Point(radius, outcome.robust, *outcome.interval, spent, outcome.rungs))
+        fooled_at[outcome.fooled & fooled_at.isinf()] = radius
+    assert outcome is not None
+    fooled_at[~outcome.right] = 0.0
+    half = min(curve, key=lambda point: abs(point.robust - outcome.clean / 2)).eps
+    drawn = torch.randperm(len(right), generator=torch.Generator().manual_seed(seed))[:sample]
+    some = right[drawn.to(right.device)]
+    found = verdicts(
+        model, images[some], labels[some], eps=half, norm=norm, attacks=attacks, seed=seed,
+        progress=lambda done, of: progress("verdicts", done, of),
+    )  # fmt: skip
+    return Robustness(norm.name, outcome.clean, curve, found, half, len(some), fooled_at, outcome.images)
 
 
 def attacked(
     model: Model, images: Images, labels: Int[Tensor, " n"], *, eps: float, norm: Norm = LINF,
     attacks: Mapping[str, Attack] | None = None, batch: int = 256, bf16: bool = False, seed: int = 0,
-    start: Outcome | None = None,
+    start: Outcome | None = None, progress: Callable[[int], None] = lambda done: None,
 ) -> Outcome:  # fmt: skip
     """Each image through the ladder until it is fooled.
 
@@ -105,6 +216,7 @@ def attacked(
         attacks: name to `attack(model, images, labels, eps=, norm=, generator=) -> images`; by default `ladder`.
         bf16: search in bfloat16; what counts is still fp32.
         start: of a smaller eps: what fooled there does so here.
+        progress: called with the number of attacks that are done.
 
     Raises InputError for what cannot be attacked.
     """
@@ -140,6 +252,7 @@ def attacked(
             counts["forwards"] += watched.forwards
             counts["backwards"] += watched.backwards
         rungs.append(Rung(name, len(index), seconds=time.perf_counter() - started, **counts))
+        progress(len(rungs))
     return Outcome(found, fooled, right, rungs)
 
 

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from negah.adversarial.evaluate import Attack
 from negah.adversarial.norms import LINF, Norm
-from negah.adversarial.target import still
+from negah.adversarial.target import Attack, still
 
 
 def of_torchattacks(make: Callable[[nn.Module, float], Any]) -> Attack:

@@ -19,6 +19,7 @@ from negah.train.surroundings import mode
 
 Model = Callable[[Float[Tensor, "batch 3 h w"]], Float[Tensor, "batch classes"]]
 Loss = Callable[[Float[Tensor, "batch classes"], Int[Tensor, "batch *aim"]], Float[Tensor, " batch"]]
+Attack = Callable[..., Float[Tensor, "batch channel h w"]]  # (model, images, labels, *, eps, norm, generator)
 
 
 class Classifier(nn.Module):

@@ -8,7 +8,6 @@ leaves `index.html`, which needs nothing else, `results.json`, and the plot as `
 
 import datetime
 import html
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -16,21 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from negah import __version__
 from negah.errors import OutputError
+from negah.runs.page import document, figure, svg, table
 from negah.runs.record import compute_device, hardware, versions
 
-COLUMNS = 8  # of a table, after which a page gets too wide; all are in results.json
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 3rem } svg { max-width: 100%; height: auto }
-table { border-collapse: collapse; font-size: 14px } td, th { padding: .15rem .7rem; border-bottom: 1px solid #ddd }
-td { text-align: right } td:first-child, th:first-child { text-align: left } .small { color: #666; font-size: 14px }
-"""
+__all__ = ["Page", "Panel", "figure"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ class Page:
         }  # fmt: skip
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / f"{panel.name}.svg").write_text(_svg(panel.figure), encoding="utf-8")
+            (self.out / f"{panel.name}.svg").write_text(svg(panel.figure), encoding="utf-8")
             text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             (self.out / "results.json").write_text(text, encoding="utf-8")
             (self.out / "index.html").write_text(self._html(record), encoding="utf-8")
@@ -94,48 +86,11 @@ class Page:
         body.append(f'<p class="small">negah {__version__}: <code>negah lab {e(self.name)}</code>, {e(settings)}; ')
         body.append(f"torch {e(record['versions']['torch'])}, {e(on)}; {took.total_seconds() / 60:.0f} minutes</p>")
         for panel in self.panels:
-            body += [f'<h2 id="{e(panel.name)}">{e(panel.title)}</h2>', f"<p>{e(panel.asks)}</p>", _svg(panel.figure)]
-            body += [f"<p><strong>{e(panel.found)}</strong></p>", _table(panel.rows)]
+            body += [f'<h2 id="{e(panel.name)}">{e(panel.title)}</h2>', f"<p>{e(panel.asks)}</p>", svg(panel.figure)]
+            body += [f"<p><strong>{e(panel.found)}</strong></p>", table(panel.rows)]
             if panel.code:
                 body.append(f'<p class="small">Code: {", ".join(map(_link, panel.code))}</p>')
-        return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{e(self.title)}</title>'
-            f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-        )
-
-
-def figure(columns: int = 1, *, width: float = 5.0, height: float = 3.4) -> tuple[Figure, list[Any]]:
-    """A matplotlib figure of so many plots side by side, and their axes; no window is opened."""
-    made = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = made.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25)
-    return made, list(axes)
-
-
-def _svg(figure: Figure) -> str:
-    """Text stays text, which is small and can be searched; the same figure gives the same file."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "negah"}):
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if not isinstance(value, list)))
-    names = [name for name in names if name.removesuffix(" ±") not in names or not name.endswith(" ±")][:COLUMNS]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    lines = ["".join(f"<td>{html.escape(_cell(row, name))}</td>" for name in names) for row in rows]
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    """A value, with its deviation where the row has `NAME ±`."""
-    shown = [
-        f"{row[key]:.3g}" if isinstance(row[key], float) else str(row[key]) for key in (name, f"{name} ±") if key in row
-    ]
-    return " ± ".join(shown)
+        return document(self.title, body)
 
 
 def _link(thing: Callable[..., Any]) -> str:

@@ -1,5 +1,7 @@
 """Labelled images as people have them: class folders, a csv beside them, or file names that end in the answer.
 
+`read_samples` asks whether there are panels; `read_classes` takes classes of any number as they are named.
+
     folder/panel/a.png, folder/no_panel/b.png          class folders, in a folder or in a zip
     folder/TQ1234-P.tif, folder/TQ1235-N.tif           the layout of the uk20K set, in a folder or in a zip
     labels.csv: file,label[,group,lat,lon,split,source]    images beside it, in a folder or in a zip
@@ -11,7 +13,7 @@ nothing is guessed, in particular not which class is the positive one.
 
 import csv
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -36,12 +38,15 @@ NEGATIVE = frozenset(
 UNLABELLED = frozenset({"", "-1", "-1.0", "nan", "na", "null", "unlabelled", "unlabeled", "?"})
 GROUP_COLUMNS = ("group", "overlap_group")
 
+Numbering = Callable[[Sequence[str], Callable[[int], str]], list[int]]  # classes, and where the i-th is written
+
 
 @dataclass(frozen=True)
 class Samples:
     """Images that are read when asked for, and what is known of them; all fields are aligned, n long.
 
-    names: as the user wrote them (unique). files: file on disk, or archive and member. labels: 1, 0, or -1 unlabelled.
+    names: as the user wrote them (unique). files: file on disk, or archive and member. labels: 1, 0, or -1 unlabelled;
+    of `read_classes` the place of the class in `classes`, which is not aligned.
     groups, lat, lon (degrees), split, source, gsd_m (metres per pixel): None where nothing was said.
     """
 
@@ -55,6 +60,7 @@ class Samples:
     split: ndarray | None = None
     source: ndarray | None = None
     gsd_m: Float[ndarray, " n"] | None = None
+    classes: tuple[str, ...] = ()
     archives: dict[Path, zipfile.ZipFile] = field(default_factory=dict, repr=False, compare=False)  # open, shared
 
     def __len__(self) -> int:
@@ -98,21 +104,45 @@ def read_samples(data: Path | str, *, group: str | None = None, positive: str | 
     group: csv column that says which images belong together (default: `group` or `overlap_group` if there).
     positive: the class that counts as 1, all others as 0 (default: what is called positive, panel, P, 1, ...).
     """
-    path = Path(data)
+
+    def number(classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
+        labels = [_label(name, positive, where(i)) for i, name in enumerate(classes)]
+        if positive is not None and positive.lower() not in {c.lower() for c in classes}:
+            raise InputError(f"{data} has no class {positive!r} for --positive: it has {_some(sorted(set(classes)))}")
+        return labels
+
+    return _located(_read(Path(data), group, number))
+
+
+def read_classes(data: Path | str) -> Samples:
+    """Labelled samples of any classes, numbered in the order of their names: `classes` holds these."""
+    places: dict[str, int] = {}
+
+    def number(classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
+        kinds = sorted({name for name in classes if name.lower() not in UNLABELLED})
+        places.update({name: place for place, name in enumerate(kinds)})
+        return [places.get(name, -1) for name in classes]
+
+    samples = _read(Path(data), None, number)
+    kept = replace(samples.take(samples.labels >= 0), classes=tuple(places))
+    if not len(kept):
+        raise InputError(f"{samples.origin} holds no labels: class names are needed")
+    return kept
+
+
+def _read(path: Path, group: str | None, number: Numbering) -> Samples:
     if path.is_dir() and (path / "labels.csv").is_file():
         path = path / "labels.csv"
     if path.suffix.lower() == ".csv":
-        samples = _from_csv(path, group, positive)
-    elif group is not None:
+        return _from_csv(path, group, number)
+    if group is not None:
         raise InputError(
             f"--group {group} names a column of a csv, but {path} is none: give a csv with file,label,{group}"
         )
-    else:
-        samples = _from_names(path, positive)
-    return _located(samples)
+    return _from_names(path, number)
 
 
-def _from_names(path: Path, positive: str | None) -> Samples:
+def _from_names(path: Path, number: Numbering) -> Samples:
     """Class folders or suffixes, whichever the names show."""
     names, files = _listing(path)
     if not names:
@@ -129,12 +159,11 @@ def _from_names(path: Path, positive: str | None) -> Samples:
             f"{path}: no labels found in the names ({_some(bare)}): sort the images into class folders, end each name "
             "in -P or -N, or give a csv with columns file,label"
         )
-    labels = [_label(name, positive, f"{path}: class {name!r}") for name in classes]
-    _expect(positive, classes, str(path))
+    labels = number(classes, lambda i: f"{path}: class {classes[i]!r}")
     return Samples(str(path), tuple(names), tuple(files), np.array(labels, dtype=np.int64))
 
 
-def _from_csv(path: Path, group: str | None, positive: str | None) -> Samples:
+def _from_csv(path: Path, group: str | None, number: Numbering) -> Samples:
     columns, rows = _rows(path)
     for needed in ("file", "label"):
         if needed not in columns:
@@ -146,8 +175,7 @@ def _from_csv(path: Path, group: str | None, positive: str | None) -> Samples:
     if twice:
         raise InputError(f"{path} lists {len(twice)} files more than once ({_some(twice)}): keep one row for each")
     classes = [row["label"].strip() for row in rows]
-    labels = [_label(c, positive, f"{path}, row {i}: label {c!r}") for i, c in enumerate(classes, start=2)]
-    _expect(positive, classes, str(path))
+    labels = number(classes, lambda i: f"{path}, row {i + 2}: label {classes[i]!r}")
 
     def column(name: str) -> ndarray | None:
         filled = name in columns and any(row[name].strip() for row in rows)
@@ -241,11 +269,6 @@ def _label(name: str, positive: str | None, where: str) -> int:
     raise InputError(
         f"{where} is not understood: use 1, 0 or nothing, or say which is the positive one with --positive NAME"
     )
-
-
-def _expect(positive: str | None, classes: Sequence[str], where: str) -> None:
-    if positive is not None and positive.lower() not in {c.lower() for c in classes}:
-        raise InputError(f"{where} has no class {positive!r} for --positive: it has {_some(sorted(set(classes)))}")
 
 
 def _degrees(values: ndarray | None, name: str, path: Path) -> ndarray | None:

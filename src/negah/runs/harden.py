@@ -42,7 +42,8 @@ from negah.probe.features import fit_to, turned
 from negah.probe.labels import Samples, read_samples
 from negah.probe.metrics import Interval, best_threshold, measure
 from negah.probe.splits import random_folds
-from negah.runs.attack import NORMS, PanelClassifier
+from negah.runs.attack import NORMS
+from negah.runs.classifiers import PanelClassifier
 from negah.runs.parts import TESTED, Splitting
 from negah.runs.probe import as_plain
 from negah.runs.record import claim, compute_device, hardware, now, versions

@@ -158,11 +158,11 @@ def _stored(checkpoint: Checkpoint, size: int | None, drop_path: float) -> Backb
         raise WeightsError(
             f"{checkpoint.origin} describes a network that this version cannot build: {error!r}"
         ) from error
-    net.load_state_dict(_fitting(checkpoint, net))
+    net.load_state_dict(fitting(checkpoint, net))
     return made
 
 
-def _fitting(checkpoint: Checkpoint, net: nn.Module) -> dict[str, Tensor]:
+def fitting(checkpoint: Checkpoint, net: nn.Module) -> dict[str, Tensor]:
     """The tensors of a file. Raises WeightsError that names those that are missing, unexpected or misshapen."""
     found, expected = checkpoint.content, net.state_dict()
     faults = {
