@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from negah import __version__
 from negah.cli import show
 from negah.cli.attack import Attack
+from negah.cli.attack_area import AttackArea
 from negah.cli.calibrate import Calibrate
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
@@ -39,6 +40,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "probe eval": ProbeEval,
     "pretrain": Pretrain,
     "attack": Attack,
+    "attack area": AttackArea,
     "harden": Harden,
     "search": Search,
     "lab": Lab,

@@ -13,6 +13,7 @@ size: noise that means no harm.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,10 @@ from negah.adversarial.universal import random_signs
 from negah.errors import InputError
 from negah.images.bands import gdal_settings
 from negah.images.sources import find_sources
+from negah.probe import detector as detectors
 from negah.probe.detector import Detector
+from negah.runs.record import compute_device
+from negah.runs.survey import calibration_for
 from negah.solar.plan import make_plan
 from negah.solar.sensitivity import SmoothArea, measured_m2
 from negah.solar.survey import Measure
@@ -136,6 +140,52 @@ def attack_area(
         ])  # fmt: skip
         found.append(Moved(radius, before, reached["lowest"], reached["highest"], noisy.min(0), noisy.max(0)))
     return found
+
+
+@dataclass(frozen=True)
+class AreaResult:
+    """Sums over the windows, in m2.  windows: how many; with_panels: of these, how many have an area as they are.
+
+    rows: eps, lowest, highest, noise_lowest, noise_highest of the sum, and filled: windows without an area that got one.
+    """
+
+    windows: int
+    with_panels: int
+    before: float
+    rows: list[dict[str, float]]
+    failures: list[tuple[str, str]]
+
+
+def attack_areas(
+    paths: Sequence[str], *, model: str, gsd: float | None = None, calibration: Path | None = None,
+    eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), images: int = 100, steps: int = 20, seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> AreaResult:  # fmt: skip
+    """`attack_area` on at most so many windows of pictures, summed.
+
+    Raises InputError for what cannot be surveyed, and as `attack_area` does.
+    """
+    detector = detectors.load(model, device=compute_device())
+    made = calibration_for(calibration, [detector])
+    measure = Measure(detector.info.threshold if made is None else made.threshold, detector.info.area_ratio, made)
+    shapes, failures = windows_of(paths, detector, gsd=gsd, most=images, seed=seed)
+    if not shapes:
+        raise InputError(f"none of the pictures can be read (first: {failures[0][1]})")
+    moved = [
+        attack_area(
+            detector, windows, measure, eps=eps, steps=steps, seed=seed,
+            progress=lambda done, total, k=k: progress(f"windows of shape {k} of {len(shapes)}", done, total),
+        )
+        for k, windows in enumerate(shapes, 1)
+    ]  # fmt: skip
+    before = np.concatenate([found[0].before for found in moved])
+    names = ("lowest", "highest", "noise_lowest", "noise_highest")
+    rows = []
+    for found in zip(*moved):
+        sums = {name: float(sum(getattr(one, name).sum() for one in found)) for name in names}
+        filled = sum(int(((one.before == 0) & (one.highest > 0)).sum()) for one in found)
+        rows.append({"eps": found[0].eps, **sums, "filled": filled})
+    return AreaResult(len(before), int((before > 0).sum()), float(before.sum()), rows, failures)
 
 
 class Negative(nn.Module):

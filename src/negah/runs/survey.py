@@ -107,7 +107,7 @@ def survey(
     """
     detector = _same_kind(detectors)
     info, device = detector.info, next(detector.parameters()).device
-    calibration = _calibration(options, detectors)
+    calibration = calibration_for(options.calibration, detectors, threshold=options.threshold)
     made_at = info.threshold if calibration is None else calibration.threshold
     threshold = made_at if options.threshold is None else options.threshold
     if not 0 <= threshold <= 1:
@@ -412,9 +412,13 @@ def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Call
     return ledger.plan()
 
 
-def _calibration(options: Options, detectors: Sequence[Detector]) -> Calibration | None:
-    """Raises InputError where it was made for another detector or threshold: then it corrects other errors."""
-    path, threshold = options.calibration, options.threshold
+def calibration_for(
+    path: Path | None, detectors: Sequence[Detector], *, threshold: float | None = None
+) -> Calibration | None:
+    """A calibration's file, read for use with these detectors; None without one.
+
+    Raises InputError where it was made for another detector or threshold: then it corrects other errors.
+    """
     if path is None:
         return None
     found = load_calibration(path)

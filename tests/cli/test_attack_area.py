@@ -1,0 +1,70 @@
+"""`negah attack area` as it is typed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from negah.cli import main as cli
+from negah.probe import detector as detectors
+from negah.probe.detector import Detector
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A detector of random weights that finds panels in about half of some noise."""
+    detector = Detector.random(window_px=32)
+    with torch.no_grad():
+        some = torch.randint(256, (12, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        detector.head.classifier.bias -= detector(some).logit.median()
+    path = tmp_path_factory.mktemp("model") / "d.safetensors"
+    detectors.save(detector, path)
+    return path
+
+
+@pytest.fixture
+def tiles(tmp_path):
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def words(tiles, model, *more: str) -> list[str]:
+    return ["attack", "area", str(tiles), "--model", str(model), "--gsd", "0.3", "--steps", "2", *more]
+
+
+def test_it_tells_how_far_the_sum_moves(tiles, model, capsys):
+    assert cli.main(words(tiles, model, "--eps", "1/255", "4/255", "--json")) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["windows"] == 4 and [round(row["eps"] * 255) for row in result["rows"]] == [1, 4]
+    for row in result["rows"]:
+        assert row["lowest"] <= result["before"] <= row["highest"]
+    assert result["rows"][1]["highest"] > result["before"]
+    assert cli.main(words(tiles, model, "--eps", "1/255")) == 0
+    out = capsys.readouterr().out
+    assert "4 windows" in out and "1/255" in out and "lowest m2" in out
+
+
+def test_an_unreadable_picture_is_left_out_and_said(tiles, model, capsys):
+    (tiles / "broken.png").write_bytes((tiles / "0.png").read_bytes()[:100])
+    assert cli.main(words(tiles, model)) == 3
+    out, err = capsys.readouterr()
+    assert "4 windows" in out and "broken.png" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--eps", "0"), "radii above 0"),
+        (("--images", "0"), "--images 0: give 1 or more"),
+        (("--calibration", "nothing.json"), "nothing.json"),
+        (("--eps", "much"), "much"),
+    ],
+)
+def test_what_cannot_be_attacked_is_one_line(tiles, model, capsys, more, says):
+    assert cli.main(words(tiles, model, *more)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and says in err
