@@ -146,7 +146,8 @@ def attack_area(
 class AreaResult:
     """Sums over the windows, in m2.  windows: how many; with_panels: of these, how many have an area as they are.
 
-    rows: eps, lowest, highest, noise_lowest, noise_highest of the sum, and filled: windows without an area that got one.
+    rows: eps, lowest, highest, noise_lowest, noise_highest of the sum, and filled: windows without an area that got
+    one.
     """
 
     windows: int
