@@ -1,4 +1,4 @@
-"""Claim: training on what fools a network buys robustness for clean accuracy; a reduced run of the whole exercise.
+"""Claim: Training on what fools a network buys robustness for clean accuracy; a reduced run of the whole exercise.
 
     python benchmarks/lab_adversarial.py
 

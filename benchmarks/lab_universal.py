@@ -1,4 +1,4 @@
-"""Claim: one change, made in either form, fools a network on more of the pictures it was not made of than noise does.
+"""Claim: One change, made in either form, fools a network on more of the pictures it was not made of than noise does.
 
     python benchmarks/lab_universal.py
 

@@ -1,4 +1,4 @@
-"""Claim: one perturbation of 10/255 changes what a ResNet-20 of CIFAR-10 says of most pictures it was not made of.
+"""Claim: One perturbation of 10/255 changes what a ResNet-20 of CIFAR-10 says of most pictures it was not made of.
 
     python benchmarks/robust_universal.py
 
