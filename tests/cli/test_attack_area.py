@@ -59,6 +59,7 @@ def test_an_unreadable_picture_is_left_out_and_said(tiles, model, capsys):
     ("more", "says"),
     [
         (("--eps", "0"), "radii above 0"),
+        (("--eps", "8"), "more than the range of a pixel"),
         (("--images", "0"), "--images 0: give 1 or more"),
         (("--calibration", "nothing.json"), "nothing.json"),
         (("--eps", "much"), "much"),

@@ -40,8 +40,8 @@ def model(tmp_path_factory):
         fit(
             clip,
             Batches(list(zip(images, ids.repeat(8, 1), torch.arange(4).repeat(8))), 32, seed=0),
-            steps=150,
-            lr=3e-3,
+            steps=200,
+            lr=1e-3,
         )
     return save(clip, tmp_path_factory.mktemp("model") / "colours.safetensors", tokens=tokens)
 
@@ -117,7 +117,7 @@ def test_unreadable_pictures_are_left_out_and_said(model, folder, capsys):
     ("words", "says"),
     [
         (["--images", "nowhere"], "nowhere cannot be read"),
-        (["--best", "0"], "at least one picture"),
+        (["--best", "0"], "--best 0"),
         (["--model", "nothing.safetensors"], "nothing.safetensors"),
         (["--vocabulary", "."], "no tokenizer.json, nor vocab.json"),
     ],
@@ -127,6 +127,12 @@ def test_what_cannot_be_used_is_one_line(model, folder, capsys, words, says):
     assert cli.main(["search", "a red field", *(x for pair in given.items() for x in pair)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and says in err
+
+
+@pytest.mark.parametrize("query", ["nosuch.jpg", "."])
+def test_a_path_that_is_no_picture_is_not_taken_for_words(model, folder, capsys, query):
+    assert cli.main(["search", query, "--images", str(folder), "--model", str(model)]) == 2
+    assert f"{query} is no picture" in capsys.readouterr().err
 
 
 def test_an_empty_query_is_one_line(model, folder, capsys):

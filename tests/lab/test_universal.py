@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from negah.adversarial import fooling_rate
+from negah.errors import InputError
 from negah.lab import supervised, universal
 from negah.lab.supervised import Bench
 from negah.lab.training import Effort
@@ -44,6 +45,12 @@ def test_the_experiment_becomes_a_page(tiny, tmp_path):
     made_of = {(row["setting"], row["pictures"]) for row in panels["images"]["rows"]}
     assert made_of == {(form, count) for form in (OPTIMISED, ALGORITHM) for count in (2, 4, 6)}
     assert all(row["eps"] == "10/255" for row in panels["images"]["rows"])
+
+
+def test_fewer_pictures_than_a_change_is_made_of_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(universal, "COUNTS", (2, 4, 41))
+    with pytest.raises(InputError, match="40 pictures to train on are too few: a change is made of up to 41"):
+        universal.run(tmp_path, EFFORT)
 
 
 def test_rates_are_of_test_pictures_on_both_networks(tiny):

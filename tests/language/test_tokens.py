@@ -1,8 +1,15 @@
 """Texts of all kinds become `length` numbers, and come back."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+import negah
 from negah.errors import InputError
 from negah.language import Tokenizer
 
@@ -38,6 +45,17 @@ def test_texts_are_independent_of_their_batch(tokens):
     texts = ["a pool", "", "an airport with many planes"]
     assert torch.equal(tokens(texts), torch.cat([tokens([text]) for text in texts]))
     assert tokens([]).shape == (0, 24)
+
+
+def test_the_same_texts_give_the_same_vocabulary_in_another_process(tokens):
+    code = (
+        "from negah.language import Tokenizer\n"
+        f"print(Tokenizer.train({CAPTIONS!r}, vocabulary=600, length=24)(['a roof with a pool']).tolist())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(negah.__file__).parents[1])}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+        assert json.loads(done.stdout) == tokens(["a roof with a pool"]).tolist()
 
 
 def test_json_and_back(tokens):

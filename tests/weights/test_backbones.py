@@ -145,3 +145,9 @@ def test_what_cannot_be_saved_or_made_says_so(tmp_path, monkeypatch):
     assert "timm knows no resnet_none: it knows timm/resnet" in error(lambda: backbone("timm/resnet_none"))
     monkeypatch.setitem(sys.modules, "timm", None)
     assert "needs the timm library: pip install timm" in error(lambda: backbone("timm/resnet18"))
+
+
+def test_files_can_be_read_by_whoever_may_read_files_here(tmp_path):
+    (tmp_path / "plain").write_text("")
+    save_backbone(backbone("resnet10-cifar"), tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from negah.adversarial import fooling_rate, random_signs, universal, universal_deepfool
+from negah.errors import InputError
 from negah.lab.conclusions import against
 from negah.lab.page import Page, Panel, figure
 from negah.lab.supervised import Bench, Network, right, said, show, untouched
@@ -61,6 +62,9 @@ def run(out: Path, effort: Effort) -> Page:
     """All panels into the folder `out`."""
     bench = Bench.of(effort)
     counts = FULL_COUNTS if effort.full else COUNTS
+    if len(bench.pictures.train) < counts[-1]:
+        few = len(bench.pictures.train)
+        raise InputError(f"{few} pictures to train on are too few: a change is made of up to {counts[-1]} of them")
     middle = counts[len(counts) // 2]
     page = Page("universal", "One change for all pictures?", out, bench.settings())
     pairs = [networks(bench, seed) for seed in range(effort.seeds)]

@@ -47,16 +47,17 @@ class Tokenizer:
         if vocabulary < 2 * 256 + 2:
             raise InputError(f"a vocabulary of {vocabulary} has no room for all bytes, within words and at their ends")
         pairs = _clip(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        # A byte at the end of a word is a token of its own.  Left to the library these would be numbered in the random
+        # order of a hash map, and the same texts would give another vocabulary in each process.
+        ends = [f"{letter}</w>" for letter in letters]
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=[START, END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=vocabulary, special_tokens=[START, END, *ends], initial_alphabet=letters,
             continuing_subword_prefix="", end_of_word_suffix="</w>", show_progress=False,
         )  # fmt: skip
         pairs.train_from_iterator(texts, trainer)
-        # A byte at the end of a word is a token of its own; those that no text had are added.
-        known = pairs.get_vocab()
-        ends = [letter + "</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())]
         content = json.loads(pairs.to_str())
-        content["model"]["vocab"] |= {end: len(known) + i for i, end in enumerate(e for e in ends if e not in known)}
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in (START, END)]
         return cls(Pairs.from_str(json.dumps(content)), length=length)
 
     @classmethod

@@ -113,6 +113,8 @@ def attack_area(
     radii = sorted(eps)
     if not radii or radii[0] <= 0:
         raise InputError(f"eps {[*radii]}: give radii above 0, in units of the whole range of a pixel")
+    if radii[-1] > 1:
+        raise InputError(f"eps {radii[-1]:g} is more than the range of a pixel, which is 1: 2/255 are two grey levels")
     if measure.calibration is not None and not all(map(whole, radii)):
         raise InputError(
             f"eps {[*radii]}: with a calibration give whole grey levels, k / 255, as a survey reads 8 bits"

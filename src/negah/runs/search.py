@@ -13,7 +13,7 @@ from torch import Tensor
 
 from negah.errors import InputError, WeightsError
 from negah.images.pool import Picture, channels_first, in_order
-from negah.images.sources import Source, find_sources
+from negah.images.sources import PICTURES, Source, find_sources
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
 from negah.language.load import model_of, tokenizer_of
@@ -56,8 +56,10 @@ def search(
 
     Raises InputError for what cannot be searched, WeightsError for what is no CLIP.
     """
-    if not queries or best < 1:
-        raise InputError("give at least one query, and ask for at least one picture")
+    if not queries:
+        raise InputError("give at least one query: some words, or the path of a picture")
+    if best < 1:
+        raise InputError(f"--best {best}: ask for 1 picture or more")
     clip, tokens = described_by(model, vocabulary)
     sources = find_sources(images)
     clip = clip.to(compute_device())
@@ -153,6 +155,8 @@ def of_query(clip: CLIP | CoCa, tokens: Tokenizer, query: str) -> Float[Tensor, 
     where = clip.log_scale.device
     if query.strip() == "":
         raise InputError("an empty query describes nothing: give some words, or the path of a picture")
+    if Path(query).is_dir() or (not Path(query).is_file() and query.lower().endswith(PICTURES)):
+        raise InputError(f"{query} is no picture that is there: give the path of one, or some words")
     if Path(query).is_file():
         source = find_sources([query])[0]
         return clip.images(channels_first(Picture(source).pixels(clip.size))[None].to(where)).cpu()

@@ -78,6 +78,8 @@ def write(path: Path, writer: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             writer(part)
+            os.umask(mask := os.umask(0))  # there is no other way to ask for it
+            part.chmod(0o666 & ~mask)  # safetensors makes files that their owner alone can read
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
