@@ -180,21 +180,21 @@ def test_the_scale_stays_at_100_or_less():
     assert net.log_scale.exp().item() == pytest.approx(100, rel=1e-6)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_it_learns_captions_by_heart_and_to_tell_pictures(beams):
+@pytest.fixture(scope="module")
+def learnt() -> tuple[CoCa, torch.Tensor, torch.Tensor]:
     net, (images, ids) = model(seed=1), batch(12, seed=3)
-    if beams == 1:
-        fit(net, Batches(list(zip(images, ids)), 12, seed=0), steps=200, lr=3e-3)
-        LEARNT.append(net.eval())
-    net = LEARNT[0]
+    fit(net, Batches(list(zip(images, ids)), 12, seed=0), steps=200, lr=3e-3)
+    return net.eval(), images, ids
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_it_learns_captions_by_heart_and_to_tell_pictures(learnt, beams):
+    net, images, ids = learnt
     found = net.caption(images, most=LENGTH, beams=beams)
     for row, text in zip(found.tolist(), ids[:, 1:].tolist()):
         assert row[: row.index(END) + 1] == text[: text.index(END) + 1]
     cosines = F.normalize(net.images(images)) @ F.normalize(net.texts(ids)).T
     assert torch.equal(cosines.argmax(1), torch.arange(12))
-
-
-LEARNT: list[CoCa] = []
 
 
 def test_what_does_not_fit_is_named():

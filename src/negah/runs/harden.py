@@ -39,12 +39,12 @@ from negah.nn.backbone import ConvBackbone
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
 from negah.probe.features import fit_to, turned
-from negah.probe.labels import Samples, read_samples
+from negah.probe.labels import read_samples
 from negah.probe.metrics import Interval, best_threshold, measure
 from negah.probe.splits import random_folds
 from negah.runs.attack import NORMS
 from negah.runs.classifiers import PanelClassifier
-from negah.runs.parts import TESTED, Splitting
+from negah.runs.parts import TESTED, Splitting, readable
 from negah.runs.probe import as_plain
 from negah.runs.record import claim, compute_device, hardware, now, versions
 from negah.runs.watch import Say, on_first
@@ -186,7 +186,9 @@ def harden(
     device = compute_device()
     given = detectors.load(model, device=device)
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
-    pixels, samples, failures = _read(samples, given, progress)
+    fitted = partial(fit_to, size=given.info.window_px, patch=given.patch)
+    windows, samples, failures = readable(samples, fitted, progress)
+    pixels = torch.stack(windows)
     groups, how = options.groups(samples)
     fold = options.folds_of(samples, groups, how)
     images = Images.parted(pixels, samples.labels, fold, options, origin=samples.origin)
@@ -279,23 +281,6 @@ def _end(
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
     write_json({**record, "finished": now(), **made_with}, out / "run.json")
     return result
-
-
-def _read(
-    samples: Samples, detector: Detector, progress: Progress
-) -> tuple[UInt8[Tensor, "n 3 side side"], Samples, list[tuple[str, str]]]:
-    """Images brought to the detector's window, the samples that could be read, and (name, reason) of the others."""
-    found, kept, failures = [], [], []
-    for i, name in enumerate(samples.names):
-        try:
-            found.append(fit_to(samples.image(i), detector.info.window_px, patch=detector.patch))
-            kept.append(i)
-        except InputError as error:
-            failures.append((name, str(error)))
-        progress("images read", i + 1, len(samples))
-    if not kept:
-        raise InputError(f"none of the {len(samples)} images of {samples.origin} can be read (first: {failures[0][1]})")
-    return torch.stack(found), samples.take(np.array(kept)).labelled(), failures
 
 
 def _learn(

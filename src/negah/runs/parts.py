@@ -1,10 +1,11 @@
 """Who may be judged on what: labelled images in folds that keep whole what belongs together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 
 from negah.errors import InputError
@@ -12,7 +13,28 @@ from negah.probe.labels import Samples
 from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
 
 Split = Literal["group", "location", "random"]
+Seen = TypeVar("Seen")
 TESTED = -1  # in place of a fold
+
+
+def readable(
+    samples: Samples, look: Callable[[UInt8[ndarray, "h w 3"]], Seen], progress: Callable[[str, int, int], None]
+) -> tuple[list[Seen], Samples, list[tuple[str, str]]]:
+    """What `look` sees of each image, the samples that could be read, and (name, reason) of those that could not.
+
+    Raises InputError where none can be read.
+    """
+    seen, kept, failures = [], [], []
+    for i, name in enumerate(samples.names):
+        try:
+            seen.append(look(samples.image(i)))
+            kept.append(i)
+        except InputError as error:
+            failures.append((name, str(error)))
+        progress("images read", i + 1, len(samples))
+    if not kept:
+        raise InputError(f"none of the {len(samples)} images of {samples.origin} can be read (first: {failures[0][1]})")
+    return seen, samples.take(np.array(kept)).labelled(), failures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from negah.probe.labels import Samples, read_samples
 from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Training
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
-from negah.runs.parts import Splitting
+from negah.runs.parts import Splitting, readable
 from negah.runs.record import compute_device, hardware, versions
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +95,8 @@ def train_probe(
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     _claim(out, arguments)
     vit = weights.load(backbone, device=compute_device())
-    samples, statistics, failures = _readable(samples, progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    statistics = np.concatenate(seen)
     notes: list[str] = []
     size, side = _size(samples, vit.patch, options.size)
     gsd = _gsd(samples, options.gsd, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
@@ -172,7 +173,8 @@ def eval_probe(
         _claim(out, arguments)
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     detector = detectors.load(model, device=compute_device())
-    samples, statistics, failures = _readable(samples, progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    statistics = np.concatenate(seen)
     notes: list[str] = []
     gsd = options.gsd or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
     if gsd is None:
@@ -214,21 +216,6 @@ def eval_probe(
         stand = np.arange(len(samples)) if groups is None else groups
         _write_predictions(out / "predictions.csv", samples, fold, stand, predictions, np.full(len(p), thresholds))
     return result
-
-
-def _readable(samples: Samples, progress: Progress) -> tuple[Samples, Float[ndarray, "n d"], list[tuple[str, str]]]:
-    """The samples that can be read, their image statistics, and (name, reason) of those that cannot."""
-    rows, kept, failures = [], [], []
-    for i, name in enumerate(samples.names):
-        try:
-            rows.append(image_statistics([samples.image(i)]))
-            kept.append(i)
-        except InputError as error:
-            failures.append((name, str(error)))
-        progress("images read", i + 1, len(samples))
-    if not kept:
-        raise InputError(f"none of the {len(samples)} images of {samples.origin} can be read (first: {failures[0][1]})")
-    return samples.take(np.array(kept)).labelled(), np.concatenate(rows), failures
 
 
 def _size(samples: Samples, patch: int, wanted: int | None) -> tuple[int, float]:

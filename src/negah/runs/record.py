@@ -13,6 +13,7 @@ from typing import Any
 
 import rasterio
 import torch
+from torch import nn
 
 from negah.errors import OutputError
 from negah.probe.detector import Detector
@@ -26,11 +27,16 @@ def compute_device() -> torch.device:
 
 def fingerprint_of(detector: Detector) -> str:
     """SHA-256 of a detector's weights and info."""
-    digest = hashlib.sha256(json.dumps(asdict(detector.info), sort_keys=True).encode())
-    for name, tensor in sorted(detector.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest(detector, json.dumps(asdict(detector.info), sort_keys=True))
+
+
+def digest(model: nn.Module, about: str = "") -> str:
+    """SHA-256 of a model's weights, and of what else makes it what it is."""
+    found = hashlib.sha256(about.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,5 @@
 """`negah search`: the pictures of a folder that words, or a picture, describe best."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from negah.language.coca import CoCa
 from negah.language.load import model_of, tokenizer_of
 from negah.language.retrieval import Index
 from negah.language.tokens import Tokenizer
-from negah.runs.record import compute_device
+from negah.runs.record import compute_device, digest
 from negah.weights.files import read
 
 BATCH = 64
@@ -105,7 +104,7 @@ def indexed(
     clip: CLIP | CoCa, sources: Sequence[Source], known: Index | None, progress: Progress
 ) -> tuple[Index, int, list[tuple[str, str]]]:
     """An index of the sources; of how many a vector was made, the others being known; what could not be read."""
-    model = fingerprint(clip)
+    model = digest(clip)
     vectors: dict[str, Tensor] = {}
     if known is not None and known.about.get("model") == model:
         vectors = dict(zip(json.loads(known.about["stamps"]), known.vectors))
@@ -167,12 +166,3 @@ def stamp(source: Source) -> str:
     """Tells a picture from another one, and from itself before it was changed."""
     member = source.member.name if source.member is not None else ""
     return f"{source.name} {member} {source.state()}"
-
-
-def fingerprint(clip: CLIP | CoCa) -> str:
-    """Of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
