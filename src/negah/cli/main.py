@@ -22,6 +22,7 @@ from negah.cli import show
 from negah.cli.attack import Attack
 from negah.cli.attack_area import AttackArea
 from negah.cli.calibrate import Calibrate
+from negah.cli.caption import Caption
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
 from negah.cli.harden import Harden
@@ -43,6 +44,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "attack area": AttackArea,
     "harden": Harden,
     "search": Search,
+    "caption": Caption,
     "lab": Lab,
     "export": Export,
     "scene": Scene,

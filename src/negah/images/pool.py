@@ -25,6 +25,7 @@ from torch import Tensor
 
 from negah.errors import InputError
 from negah.images.bands import Pixels
+from negah.images.listed import some
 from negah.images.raster import Raster
 from negah.images.scenes import render
 from negah.images.scenes.town import mix
@@ -84,8 +85,9 @@ class Pool(torch.utils.data.Dataset):
     """A data set of uint8 tiles [3, side, side].
 
     Args:
-        paths: pictures, folders and archives of them, rasters, addresses (see `find_sources`); "scenes:500" stands for
-            500 generated scenes of 0.3 m per pixel, "scenes:500:7" for those of seed 7.
+        paths: pictures, folders and archives of them, rasters, addresses (see `find_sources`), or sources that were
+            found already; "scenes:500" stands for 500 generated scenes of 0.3 m per pixel, "scenes:500:7" for those of
+            seed 7.
         side: of the tiles, in pixels.
         cut: which pictures are cut into windows of `side` pixels at their own resolution, edge to edge, the last of a
             row and column shifted inward: "georeferenced" ones, "all" or "none".  Of the others, and of those shorter
@@ -106,7 +108,7 @@ class Pool(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: Sequence[str | Path | Source],
         side: int,
         *,
         cut: Cut = "georeferenced",
@@ -129,8 +131,9 @@ class Pool(torch.utils.data.Dataset):
         self._room = memory // (3 * side * side)
         self._first: dict[bytes, int] = {}  # hash of the pixels: number of the tile
 
-        scenes, others = _told_apart(paths)
-        sources = find_sources(others) if others or not scenes else []
+        sources = [path for path in paths if isinstance(path, Source)]
+        scenes, others = _told_apart([path for path in paths if not isinstance(path, Source)])
+        sources += find_sources(others) if others or not (scenes or sources) else []
         windows: list[list[Picture]] = []
         for done, (source, found) in enumerate(in_order(self._look, sources, threads), 1):
             if isinstance(found, list):
@@ -153,7 +156,8 @@ class Pool(torch.utils.data.Dataset):
         del self._first
         if not self.tiles:
             why = f"first: {self.failures[0][1]}" if self.failures else f"{self.skipped} windows without data"
-            raise InputError(f"nothing to learn from in {', '.join(clean(str(p)) for p in paths)} ({why})")
+            named = [clean(path.name if isinstance(path, Source) else str(path)) for path in paths]
+            raise InputError(f"nothing to learn from in {some(named)} ({why})")
 
     def __len__(self) -> int:
         return len(self.tiles)

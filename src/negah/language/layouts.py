@@ -1,5 +1,7 @@
 """The layouts that checkpoints of CLIP and CoCa are written in, and how each becomes a `CLIP` or a `CoCa`.
 
+A `SimVLM` is only known as negah writes it: nobody has published one.
+
 | part | negah | openai (also open_clip) | transformers |
 |---|---|---|---|
 | pictures | image | visual | vision_model |
@@ -26,11 +28,14 @@ from negah.language.clip import CLIP
 from negah.language.coca import CoCa
 from negah.language.openai_names import coca, of_coca, of_openai, openai
 from negah.language.places import Place
+from negah.language.simvlm import SimVLM
 from negah.language.transformers_names import of_transformers, transformers
 from negah.nn.clip_resnet import ClipResNet
+from negah.nn.resnet import ResNet
 from negah.nn.text import TextTransformer
 from negah.nn.vit import Activation, ViT
 
+Model = CLIP | CoCa | SimVLM
 Layout = Literal["negah", "openai", "transformers", "coca"]
 
 # Beside the model in a file: what OpenAI's archives say of themselves, and numbers that follow from the model.
@@ -40,8 +45,8 @@ BESIDE = re.compile(
 
 
 def recognise(state: Mapping[str, Any]) -> Layout | None:
-    """By the names of a file; None when it is no CLIP."""
-    if "log_scale" in state and "text.positions" in state:
+    """By the names of a file; None when it is none of these."""
+    if ("log_scale" in state and "text.positions" in state) or "stem.conv1.weight" in state:
         return "negah"
     if "text_decoder.ln_final.weight" in state and "text.cls_emb" in state:
         return "coca"
@@ -50,7 +55,7 @@ def recognise(state: Mapping[str, Any]) -> Layout | None:
     return "openai" if "visual.conv1.weight" in state and "text_projection" in state else None
 
 
-def negah(model: CLIP | CoCa) -> dict[str, Place]:
+def negah(model: Model) -> dict[str, Place]:
     """Our own: the state dict."""
     return {name: Place((name,)) for name in model.state_dict() if not BESIDE.fullmatch(name)}
 
@@ -80,15 +85,17 @@ def describe(
         raise WeightsError(f"{origin} is not a complete CLIP of the {layout} layout: {error!r}") from error
 
 
-def build(described: Mapping[str, Any]) -> CLIP | CoCa:
+def build(described: Mapping[str, Any]) -> Model:
     """A fresh model with these arguments."""
+    if "simvlm" in described:
+        return SimVLM(ResNet(**described["stem"]), **described["simvlm"])
     if "coca" in described:
         return CoCa(ViT(**described["image"]), **described["coca"])
     image = ClipResNet(**described["resnet"]) if "resnet" in described else ViT(**described["image"])
     return CLIP(image, TextTransformer(**described["text"]), dim=described["dim"], end=described["end"])
 
 
-def fit(state: Mapping[str, Any], layout: Layout, model: CLIP | CoCa, *, origin: str) -> dict[str, Tensor]:
+def fit(state: Mapping[str, Any], layout: Layout, model: Model, *, origin: str) -> dict[str, Tensor]:
     """The state dict (fp32) of `model` from the tensors of a file.
 
     Raises WeightsError that names every tensor that is missing, unexpected or misshapen, as the file would call it.

@@ -1,4 +1,4 @@
-"""`load`: from a name or a path to a `CLIP` or `CoCa` with those weights, strictly; `save`: back to a file.
+"""`load`: from a name or a path to a `CLIP`, `CoCa` or `SimVLM` with those weights, strictly; `save`: back to a file.
 
 load("openai/clip-vit-base-patch32")       transformers' layout, from the hub or a folder
 load("open_clip_model.safetensors")        open_clip's, with open_clip_config.json beside it if it has one
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from negah.errors import WeightsError
-from negah.language.clip import CLIP
 from negah.language.coca import CoCa
-from negah.language.layouts import build, describe, fit, recognise
+from negah.language.layouts import Model, build, describe, fit, recognise
+from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 from negah.nn.vit import Activation, ViT
-from negah.weights.files import Checkpoint, read
+from negah.weights.files import Checkpoint, folder_of, read
 from negah.weights.save import write_tensors
 
 
 def load(
     name_or_path: str | Path, *, revision: str | None = None, activation: Activation | None = None,
     device: torch.device | str = "cpu",
-) -> CLIP | CoCa:  # fmt: skip
-    """A CLIP or a CoCa, whichever is there, in eval mode and fp32.
+) -> Model:  # fmt: skip
+    """A CLIP, a CoCa or a SimVLM, whichever is there, in eval mode and fp32.
 
     Args:
         name_or_path, revision: as of `negah.weights.load`.
@@ -40,7 +40,37 @@ def load(
     return model_of(read(name_or_path, revision=revision), activation=activation).to(device)
 
 
-def model_of(checkpoint: Checkpoint, *, activation: Activation | None = None) -> CLIP | CoCa:
+def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
+    """A model as `load` gives it, with its tokens: its file's own, those beside it, or of the folder `vocabulary`.
+
+    Raises WeightsError where there are no tokens, and where they are another model's.
+    """
+    checkpoint = read(name_or_path)
+    model = model_of(checkpoint)
+    count, length, end = (
+        (model.tokens.num_embeddings, model.length, model.end) if isinstance(model, SimVLM)
+        else (model.text.vocabulary, model.text.length, model.end)
+    )  # fmt: skip
+    if vocabulary is not None:
+        tokens = Tokenizer.of_folder(vocabulary, length=length)
+    elif "tokens" in checkpoint.negah:
+        tokens = tokenizer_of(checkpoint)
+    elif folder := folder_of(name_or_path, ("tokenizer.json", "vocab.json", "merges.txt")):
+        tokens = Tokenizer.of_folder(folder, length=length)
+    else:
+        raise WeightsError(
+            f"{name_or_path} does not hold its vocabulary: give --vocabulary the folder of its tokenizer.json, or of "
+            "vocab.json and merges.txt"
+        )
+    if len(tokens) != count or tokens.end != end:
+        raise WeightsError(
+            f"a vocabulary of {len(tokens)} tokens that end with {tokens.end} is not that of {name_or_path}, which has "
+            f"{count} and ends with {end}"
+        )
+    return model, tokens
+
+
+def model_of(checkpoint: Checkpoint, *, activation: Activation | None = None) -> Model:
     """What a checkpoint holds; see `load`."""
     origin, state = checkpoint.origin, checkpoint.content
     inner = state.get("state_dict")
@@ -63,7 +93,7 @@ def model_of(checkpoint: Checkpoint, *, activation: Activation | None = None) ->
 
 
 def save(
-    model: CLIP | CoCa, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16
+    model: Model, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16
 ) -> Path:
     """Write a .safetensors file from which `load` restores the model, and `tokenizer_of` its tokenizer.
 
@@ -72,10 +102,12 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise WeightsError(f"cannot write a model to {path}: give a name ending in .safetensors")
-    kind = "image" if isinstance(model.image, ViT) else "resnet"
-    if isinstance(model, CoCa):
-        described = {kind: model.image.config, "coca": model.config}
+    if isinstance(model, SimVLM):
+        described: dict[str, Any] = {"stem": model.stem.config, "simvlm": model.config}
+    elif isinstance(model, CoCa):
+        described = {"image": model.image.config, "coca": model.config}
     else:
+        kind = "image" if isinstance(model.image, ViT) else "resnet"
         described = {kind: model.image.config, "text": model.text.config, "dim": model.dim, "end": model.end}
     tensors = {name: _stored(value, dtype) for name, value in model.state_dict().items()}
     kept: dict[str, Any] = {"language": described} | ({"tokens": tokens.to_json()} if tokens else {})

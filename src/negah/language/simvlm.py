@@ -54,7 +54,11 @@ class SimVLM(Objective):
         depth: int = 6, heads: int = 8, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
     ):  # fmt: skip
         super().__init__()
-        self.start, self.end, self.length = start, end, length
+        self.start, self.end, self.length, self.dim = start, end, length, dim
+        self.config = {
+            "places": places, "vocabulary": vocabulary, "length": length, "start": start, "end": end, "dim": dim,
+            "depth": depth, "heads": heads, "mean": list(mean), "std": list(std),
+        }  # fmt: skip
         own_statistics(self, mean, std)
         self.stem, self.into = stem, nn.Linear(stem.dim, dim)
         self.tokens = nn.Embedding(vocabulary, dim)
@@ -64,6 +68,14 @@ class SimVLM(Objective):
         self.encoder = text_blocks(dim, depth, heads, mlp_ratio=4.0, eps=1e-5, activation="gelu")
         self.norm = nn.LayerNorm(dim)
         self.decoder = Decoder(dim=dim, memory=dim, depth=depth, heads=heads)
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures that it was made for, in pixels."""
+        return round(len(self.places) ** 0.5) * self.stem.stride
+
+    def units(self) -> Sequence[nn.Module]:
+        return [self.decoder]
 
     def read(
         self, images: Num[Tensor, "batch 3 h w"], words: Int[Tensor, "batch word"], count: Int[Tensor, " batch"]

@@ -43,6 +43,8 @@ class ResNet(nn.Module):
             raise ValueError(f"{len(widths)} widths for {len(depths)} depths: each stage has one of both")
         kernel, stride, pooled = {"imagenet": (7, 2, True), "fine": (7, 2, False), "cifar": (3, 1, False)}[stem]
         self.dim = widths[-1]
+        self.stride = stride * (2 if pooled else 1) * 2 ** (len(widths) - 1)  # pixels from place to place of the map
+        self.config = {"widths": list(widths), "depths": list(depths), "stem": stem, "shortcut": shortcut}
         self.conv1 = nn.Conv2d(3, widths[0], kernel, stride=stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if pooled else nn.Identity()

@@ -11,7 +11,6 @@ GeoTIFFs without lat and lon in a csv give their own location. What is not under
 nothing is guessed, in particular not which class is the positive one.
 """
 
-import csv
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from rasterio.warp import transform
 from negah.errors import GeoError, InputError
 from negah.images.decode import read_image
 from negah.images.geo import pixel_size_m
+from negah.images.listed import SOUGHT, beside, members, some, table
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 _PANELS = ("panel", "panels", "pv", "solar")
@@ -108,7 +108,7 @@ def read_samples(data: Path | str, *, group: str | None = None, positive: str | 
     def number(classes: Sequence[str], where: Callable[[int], str]) -> list[int]:
         labels = [_label(name, positive, where(i)) for i, name in enumerate(classes)]
         if positive is not None and positive.lower() not in {c.lower() for c in classes}:
-            raise InputError(f"{data} has no class {positive!r} for --positive: it has {_some(sorted(set(classes)))}")
+            raise InputError(f"{data} has no class {positive!r} for --positive: it has {some(sorted(set(classes)))}")
         return labels
 
     return _located(_read(Path(data), group, number))
@@ -156,7 +156,7 @@ def _from_names(path: Path, number: Numbering) -> Samples:
     else:
         bare = [name for name, ending in zip(names, endings) if not ending]
         raise InputError(
-            f"{path}: no labels found in the names ({_some(bare)}): sort the images into class folders, end each name "
+            f"{path}: no labels found in the names ({some(bare)}): sort the images into class folders, end each name "
             "in -P or -N, or give a csv with columns file,label"
         )
     labels = number(classes, lambda i: f"{path}: class {classes[i]!r}")
@@ -164,7 +164,9 @@ def _from_names(path: Path, number: Numbering) -> Samples:
 
 
 def _from_csv(path: Path, group: str | None, number: Numbering) -> Samples:
-    columns, rows = _rows(path)
+    columns, rows = table(path)
+    if not rows:
+        raise InputError(f"{path} has no rows: one row per image, with columns file,label")
     for needed in ("file", "label"):
         if needed not in columns:
             raise InputError(f"{path} has no column {needed} (it has {', '.join(columns)}): file and label are needed")
@@ -173,7 +175,7 @@ def _from_csv(path: Path, group: str | None, number: Numbering) -> Samples:
     names = [row["file"].strip() for row in rows]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise InputError(f"{path} lists {len(twice)} files more than once ({_some(twice)}): keep one row for each")
+        raise InputError(f"{path} lists {len(twice)} files more than once ({some(twice)}): keep one row for each")
     classes = [row["label"].strip() for row in rows]
     labels = number(classes, lambda i: f"{path}, row {i + 2}: label {classes[i]!r}")
 
@@ -189,48 +191,17 @@ def _from_csv(path: Path, group: str | None, number: Numbering) -> Samples:
     if (lat is None) != (lon is None):
         raise InputError(f"{path} has only one of the columns lat and lon: give both or neither")
     return Samples(
-        str(path), tuple(names), _found(names, path), np.array(labels, dtype=np.int64),
+        str(path), tuple(names), _files(names, path), np.array(labels, dtype=np.int64),
         groups=groups, lat=lat, lon=lon, split=column("split"), source=column("source"),
     )  # fmt: skip
 
 
-def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = list(reader)
-            columns = [name for name in reader.fieldnames or [] if name]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read as a csv ({error}): give comma-separated text in UTF-8") from error
-    if not rows:
-        raise InputError(f"{path} has no rows: one row per image, with columns file,label")
-    return columns, rows
-
-
-def _found(names: Sequence[str], path: Path) -> tuple[tuple[Path, str | None], ...]:
-    """Where each file of a csv lies: beside it, or in a zip beside it."""
-    inside: dict[str, Path] = {}
-    files: list[tuple[Path, str | None]] = []
-    missing: list[str] = []
-    archives: list[Path] | None = None
-    for name in names:
-        beside = path.parent / name
-        if name and beside.is_file():
-            files.append((beside, None))
-            continue
-        if archives is None:  # opened only when they are needed
-            archives = sorted(path.parent.glob("*.zip"))
-            inside = {member: archive for archive in reversed(archives) for member in _members(archive)}
-        if name in inside:
-            files.append((inside[name], name))
-        else:
-            missing.append(name)
-    if missing:
-        places = ", ".join([str(path.parent), *(a.name for a in archives or [])])
-        raise InputError(
-            f"{len(missing)} of {len(names)} files of {path} are missing ({_some(missing)}): looked in {places}"
-        )
-    return tuple(files)
+def _files(names: Sequence[str], path: Path) -> tuple[tuple[Path, str | None], ...]:
+    """Where each file of a csv lies.  Raises InputError when one does not."""
+    found = beside(names, path)
+    if missing := [name for name in names if name not in found]:
+        raise InputError(f"{len(missing)} of {len(names)} files of {path} are missing ({some(missing)}): {SOUGHT}")
+    return tuple(found[name] for name in names)
 
 
 def _listing(path: Path) -> tuple[list[str], list[tuple[Path, str | None]]]:
@@ -239,18 +210,10 @@ def _listing(path: Path) -> tuple[list[str], list[tuple[Path, str | None]]]:
         found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
         return [p.relative_to(path).as_posix() for p in found], [(p, None) for p in found]
     if path.suffix.lower() == ".zip" and path.is_file():
-        names = sorted(m for m in _members(path) if PurePosixPath(m).suffix.lower() in IMAGES)
+        names = sorted(m for m in members(path) if PurePosixPath(m).suffix.lower() in IMAGES)
         return names, [(path, name) for name in names]
     what = "is neither a folder, a csv nor a zip" if path.exists() else "does not exist"
     raise InputError(f"{path} {what}: give a folder of images, or a csv with columns file,label")
-
-
-def _members(archive: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            return [info.filename for info in opened.infolist() if not info.is_dir()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{archive} is not a readable zip ({error}): repack it or unpack it into a folder") from error
 
 
 def _suffix(name: str) -> str:
@@ -305,7 +268,3 @@ def _georeferences(samples: Samples) -> Iterator[tuple[float, float, float]]:
         except (RasterioError, GeoError):
             return
         yield lon[0], lat[0], gsd_m
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f", ... {len(names)} in all" if len(names) > 3 else "")

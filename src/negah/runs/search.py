@@ -15,11 +15,11 @@ from negah.images.pool import Picture, channels_first, in_order
 from negah.images.sources import PICTURES, Source, find_sources
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
-from negah.language.load import model_of, tokenizer_of
+from negah.language.load import load_both
 from negah.language.retrieval import Index
+from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 from negah.runs.record import compute_device, digest
-from negah.weights.files import read
 
 BATCH = 64
 Progress = Callable[[str, int, int], None]
@@ -79,24 +79,9 @@ def search(
 
 def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP | CoCa, Tokenizer]:
     """A CLIP or CoCa and its tokens.  Raises WeightsError where there are none."""
-    checkpoint = read(model)
-    clip = model_of(checkpoint)
-    if vocabulary is not None:
-        tokens = Tokenizer.of_folder(vocabulary, length=clip.text.length)
-    elif "tokens" in checkpoint.negah:
-        tokens = tokenizer_of(checkpoint)
-    elif Path(model).is_dir():
-        tokens = Tokenizer.of_folder(model, length=clip.text.length)
-    else:
-        raise WeightsError(
-            f"{model} does not hold its vocabulary: give --vocabulary the folder of its tokenizer.json, or of "
-            "vocab.json and merges.txt"
-        )
-    if len(tokens) != clip.text.vocabulary or tokens.end != clip.end:
-        raise WeightsError(
-            f"a vocabulary of {len(tokens)} tokens that end with {tokens.end} is not that of {model}, which has "
-            f"{clip.text.vocabulary} and ends with {clip.end}"
-        )
+    clip, tokens = load_both(model, vocabulary=vocabulary)
+    if isinstance(clip, SimVLM):
+        raise WeightsError(f"{model} is a SimVLM, which writes captions and compares nothing: give a CLIP or a CoCa")
     return clip, tokens
 
 

@@ -94,7 +94,7 @@ def save_backbone(backbone: Backbone, path: str | Path) -> Path:
     if path.suffix != ".safetensors":
         raise WeightsError(f"cannot write a backbone to {path}: give a name ending in .safetensors")
     if isinstance(backbone, ConvBackbone):
-        kind, net, config = "resnet", backbone.resnet, _described(backbone.resnet)
+        kind, net, config = "resnet", backbone.resnet, dict(backbone.resnet.config)
     elif isinstance(backbone, TimmBackbone):
         kind, net = "timm", backbone.model
         config = {"name": getattr(net, "pretrained_cfg", {}).get("architecture"), "size": _image_size(net)}
@@ -148,7 +148,7 @@ def _stored(checkpoint: Checkpoint, size: int | None, drop_path: float) -> Backb
         return ViTBackbone(vit)
     try:
         if config := checkpoint.negah.get("resnet"):
-            resnet = ResNet(**{key: config[key] for key in ("widths", "depths", "stem")})
+            resnet = ResNet(**{key: config[key] for key in ("widths", "depths", "stem", "shortcut") if key in config})
             made, net = ConvBackbone(resnet, mean=config["mean"], std=config["std"]), resnet
         else:
             config = checkpoint.negah["timm"]
@@ -174,17 +174,6 @@ def fitting(checkpoint: Checkpoint, net: nn.Module) -> dict[str, Tensor]:
         named = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
         raise WeightsError(f"{checkpoint.origin} does not fit the network that it describes; {named}")
     return found
-
-
-def _described(resnet: ResNet) -> dict[str, Any]:
-    """The arguments of a ResNet, as its modules show them."""
-    stages = [resnet.get_submodule(f"layer{k + 1}") for k in range(resnet.stages)]
-    pooled = isinstance(resnet.maxpool, nn.MaxPool2d)
-    return {
-        "widths": [stage.get_parameter("0.conv1.weight").shape[0] for stage in stages],
-        "depths": [len(list(stage.children())) for stage in stages],
-        "stem": "imagenet" if pooled else "fine" if resnet.conv1.kernel_size == (7, 7) else "cifar",
-    }
 
 
 def _timm(

@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -115,6 +116,25 @@ def file_in(folder: Path) -> Path:
 def config_in(folder: Path) -> dict[str, Any]:
     """CONFIG_FILES and OPEN_CLIP of a folder, merged; {} without any."""
     return merged([folder / name for name in (*CONFIG_FILES, OPEN_CLIP) if (folder / name).is_file()])
+
+
+def folder_of(name_or_path: str, files: Sequence[str]) -> Path | None:
+    """The folder in which some of `files` lie beside a checkpoint; those of a repository of the hub are fetched."""
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path if any((path / name).is_file() for name in files) else None
+    if path.exists() or not (match := HUB_NAME.fullmatch(name_or_path)) or name_or_path in bundled():
+        return None
+    found = []
+    for name in files:
+        for cached in (False, True):  # without a network, what was fetched before
+            try:
+                at = match[2] or PINNED.get(match[1])
+                found.append(Path(hf_hub_download(match[1], name, revision=at, local_files_only=cached)))
+                break
+            except (EntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError, ValueError):
+                continue
+    return found[0].parent if found else None
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
