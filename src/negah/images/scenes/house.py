@@ -35,11 +35,15 @@ class Wish(NamedTuple):
 
 
 def house(
-    sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, wish: Wish | None
-) -> list[list[Point]]:
-    """A dwelling of about w x d metres centred in `pose`, street towards +y; returns its outlines there."""
-    material = pick(rng, style.roofs)
-    colour = vary(rng, rng.choice(ROOFS[material]), 0.09)
+    sk: Sketch, rng: Random, pose: Pose, w: float, d: float, style: Style, wish: Wish | None,
+    roof: tuple[str, Colour] | None = None, *, fittings: bool = True,
+) -> list[list[Point]]:  # fmt: skip
+    """A dwelling of about w x d metres centred in `pose`, street towards +y; returns its outlines there.
+
+    roof: its material and about its colour, in place of the style's.  fittings: vents, chimneys and their like.
+    """
+    material = roof[0] if roof else pick(rng, style.roofs)
+    colour = vary(rng, roof[1] if roof else rng.choice(ROOFS[material]), 0.09)
     flat = material in ("gravel", "white")
     pitch = 0.02 if flat else math.radians(rng.uniform(14, 32))
     hip = rng.random() < style.hip
@@ -87,7 +91,8 @@ def house(
             for p, q in zip(outline, outline[1:] + outline[:1], strict=True):
                 sk.line(pose, p, q, 0.3, rim, s.ROOF)
     arrays = modules_on(sk, rng, pose, planes, lights, wish) if wish else []
-    roof_fittings(sk, rng, pose, planes, colour, arrays)
+    if fittings:
+        roof_fittings(sk, rng, pose, planes, colour, arrays)
     sk.site("house", pose)
     return outlines
 

@@ -197,5 +197,5 @@ def plural(name: str) -> str:
     return name + "es" if name.endswith(("h", "s")) else name + "s"
 
 
-def listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+def listed(names: Sequence[str], word: str = "and") -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" {word} " + names[-1]

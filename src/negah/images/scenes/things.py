@@ -179,17 +179,17 @@ def car(sk: Sketch, rng: Random, pose: Pose) -> None:
     sk.site("car", pose)
 
 
-def pool(sk: Sketch, rng: Random, pose: Pose, size: float, style: Style) -> None:
-    """A swimming pool with its paving; turquoise, deep blue, or green."""
+def pool(sk: Sketch, rng: Random, pose: Pose, size: float, style: Style, water: Colour | None = None) -> None:
+    """A swimming pool with its paving; turquoise, deep blue, or green, unless its water is given."""
     rng = Random(rng.getrandbits(32))
     if not sk.sees(pose, size):
         return
-    water = rng.choices(
+    drawn = rng.choices(
         [(98, 190, 196), (126, 206, 208), (54, 104, 160), (40, 74, 122), (96, 140, 110)], [4, 3, 2, 1, 1]
     )[0]
     w, d = size, size * rng.uniform(0.45, 0.65)
     stone = Ink(vary(rng, style.paving, 0.06), s.STAIN, 0.04)
-    ink = Ink(vary(rng, water, 0.06), s.WATER, 0.07)
+    ink = Ink(vary(rng, water or drawn, 0.06), s.WATER, 0.07)
     sk.rect(pose, 0, 0, w + rng.uniform(2, 4), d + rng.uniform(2, 4), stone, s.FLAT)
     if rng.random() < 0.5:
         sk.rect(pose, 0, 0, w + 0.6, d + 0.6, Ink((226, 220, 208)), s.FLAT)
