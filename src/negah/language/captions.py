@@ -20,14 +20,17 @@ from torch import Tensor
 
 from negah.errors import InputError
 from negah.images.listed import SOUGHT, beside, some, table
-from negah.images.pool import Pool
+from negah.images.pool import SCENES, Pool
+from negah.images.scenes.town import mix
+from negah.images.scenes.words import compositions, described, held_out
 from negah.images.sources import Source, find_sources
-from negah.images.views import View, views
+from negah.images.views import View, crop, views
 from negah.language.tokens import Tokenizer
 
 FILE = ("file", "image", "filename", "filepath", "path")
 TEXT = re.compile(r"(caption|text|sentence|title)[ _]?\d*", re.IGNORECASE)
 ROWS = re.compile(r"(.+\.csv)(?::([^:=]+)=([^:=]*))?", re.IGNORECASE)
+PAINTED_PX, PAINTED_GSD_M = 128, 0.4
 Progress = Callable[[str, int, int], None]
 
 
@@ -57,12 +60,16 @@ class Captions:
     def read(
         cls, path: str | Path, side: int, *, progress: Progress = lambda stage, done, total: None
     ) -> "Captions":  # fmt: skip
-        """From a caption file (see the head of this file), pictures cut to squares of `side` pixels.
+        """From a caption file, or generated scenes (see the head of this file), as squares of `side` pixels.
+
+        Of files the middle square is taken.  Scenes show compositions that are not held out (`scenes.words`).
 
         Raises InputError for a file without such columns or rows, and where no picture can be read.
         """
+        if match := SCENES.fullmatch(str(path)):
+            return _drawn(int(match[1]), int(match[2] or 0), side, progress)
         if not (match := ROWS.fullmatch(str(path))):
-            raise InputError(f"{path} is no caption file: give a csv with columns file,caption")
+            raise InputError(f"{path} is no caption file: give a csv with columns file,caption, or scenes:COUNT")
         file, failures = Path(match[1]), []
         told = _texts(file, match[2], match[3], failures)
         found = beside(list(told), file)
@@ -146,6 +153,21 @@ class Told:
         images = torch.stack([image for image, _ in items])
         seen = views(images, [self.view], generator=generator)[0]
         return [seen, self.ids[number], number] if self.numbered else [seen, self.ids[number]]
+
+
+def _drawn(count: int, seed: int, side: int, progress: Progress) -> Captions:
+    """Described scenes of 51 m, painted at 0.4 m a pixel, where all that is said of them can be seen."""
+    seen = [what for what in compositions() if not held_out(what)]
+    images, texts = [], []
+    for number in range(count):
+        mixed = mix(seed, number)
+        scene = described(PAINTED_PX, PAINTED_GSD_M, seed=mixed, what=seen[mixed % len(seen)])
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+        images.append(crop(image, torch.tensor([[0, 0, PAINTED_PX, PAINTED_PX]]), side)[0])
+        texts.append(scene.captions)
+        progress("scenes", number + 1, count)
+    names = [f"scenes:{seed}/{number}" for number in range(count)]
+    return Captions.of(torch.stack(images) if images else torch.empty(0, 3, side, side), names, texts)
 
 
 def _texts(

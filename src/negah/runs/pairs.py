@@ -7,7 +7,7 @@ A run that was stopped goes on when the same call is made again.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -145,8 +145,9 @@ def pretrain(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
         model = model_of(method, net, tokens, size, options)
-    view = View(size, scale=(0.6, 1.0), flip=0.0)
-    view = aerial([view])[0] if options.overhead else view
+    # Colours and sides are among what captions tell: hues stay, and only what is seen from above is mirrored.
+    view = View(size, scale=(0.6, 1.0), flip=0.0, jitter=0.8, brightness=0.2, contrast=0.2, saturation=0.1)
+    view = replace(aerial([view])[0], flip=0.5) if options.overhead else view
     epoch = max(1, round(len(captions) / (options.batch * options.accumulate)))
     steps = options.epochs * epoch
     found = fit(
