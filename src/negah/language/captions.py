@@ -162,7 +162,7 @@ def _drawn(count: int, seed: int, side: int, progress: Progress) -> Captions:
     for number in range(count):
         mixed = mix(seed, number)
         scene = described(PAINTED_PX, PAINTED_GSD_M, seed=mixed, what=seen[mixed % len(seen)])
-        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+        image = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
         images.append(crop(image, torch.tensor([[0, 0, PAINTED_PX, PAINTED_PX]]), side)[0])
         texts.append(scene.captions)
         progress("scenes", number + 1, count)
