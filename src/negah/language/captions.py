@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -34,6 +34,7 @@ PAINTED_PX, PAINTED_GSD_M = 128, 0.4
 Progress = Callable[[str, int, int], None]
 
 
+@runtime_checkable
 class Images(Protocol):
     """Pictures by number, all of one size, as uint8."""
 
@@ -53,7 +54,7 @@ class Captions:
     images: Images
     names: Sequence[str]
     texts: Sequence[str]
-    said: Sequence[Int[Tensor, " text"]]
+    said: Sequence[Int[Tensor, " _"]]
     failures: Sequence[tuple[str, str]] = ()
 
     @classmethod
@@ -100,7 +101,7 @@ class Captions:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 side side"], Int[Tensor, " text"]]:
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 side side"], Int[Tensor, " _"]]:
         """A picture and the numbers of its texts."""
         return self.images[range(len(self))[index]], self.said[index]
 
