@@ -185,13 +185,7 @@ def harden(
     record = _begin(method, {"model": model, "data": str(data)}, out, options, say)
     device = compute_device()
     given = detectors.load(model, device=device)
-    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
-    fitted = partial(fit_to, size=given.info.window_px, patch=given.patch)
-    windows, samples, failures = readable(samples, fitted, progress)
-    pixels = torch.stack(windows)
-    groups, how = options.groups(samples)
-    fold = options.folds_of(samples, groups, how)
-    images = Images.parted(pixels, samples.labels, fold, options, origin=samples.origin)
+    images, groups, failures = images_of(data, given, options, progress)
 
     # At a threshold of one half the logit itself is what learns, so probabilities stay what they say.
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
@@ -204,7 +198,7 @@ def harden(
 
     def finish() -> Result:
         hardened, before = kept.detector, detectors.load(model, device=device)
-        threshold = _threshold(kept, *images.at(images.watched, device), options)
+        threshold = threshold_of(kept, *images.at(images.watched, device), options)
         hardened.info = replace(given.info, name=out.resolve().name, threshold=threshold, area_ratio=None)
         path = out / "detector.safetensors"
         judge = partial(_judge_detector, images=images, groups=groups[images.judged], options=options)
@@ -217,6 +211,18 @@ def harden(
         return _end(result, found, record, out, device, classes=2)
 
     return on_first(finish)
+
+
+def images_of(
+    data: Path, detector: Detector, options: Options, progress: Progress = lambda stage, done, total: None
+) -> tuple[Images, ndarray, list[tuple[str, str]]]:
+    """Images of panels and none at a detector's window, parted; the group of each; what could not be read, and why."""
+    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
+    fitted = partial(fit_to, size=detector.info.window_px, patch=detector.patch)
+    windows, samples, failures = readable(samples, fitted, progress)
+    groups, how = options.groups(samples)
+    fold = options.folds_of(samples, groups, how)
+    return Images.parted(torch.stack(windows), samples.labels, fold, options, origin=samples.origin), groups, failures
 
 
 def harden_classifier(
@@ -362,7 +368,7 @@ def _logits(model: PanelClassifier, images: Float[Tensor, "n 3 h w"]) -> Float[T
     return torch.cat([model(part)[:, 1] for part in images.split(64)]).double()
 
 
-def _threshold(model: PanelClassifier, images: Tensor, labels: Tensor, options: Options) -> float:
+def threshold_of(model: PanelClassifier, images: Tensor, labels: Tensor, options: Options) -> float:
     """Of the highest F1 on images as they are and as changed as they may be, counted alike.
 
     Of clean images alone one threshold is often as good as another that leaves no room at all.  What is changed does
