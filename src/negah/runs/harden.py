@@ -145,14 +145,14 @@ class Images:
         cls, pixels: UInt8[Tensor, "n 3 side side"], labels: Int[ndarray, " n"], fold: Int[ndarray, " n"],
         options: Options, *, origin: str,
     ) -> "Images":  # fmt: skip
-        """Fold 0 is judged, unless some are TESTED already, and the next one watched.
+        """Fold 0 is judged, unless some are TESTED already, and the next one watched; of either, some are `drawn`.
 
         Raises InputError where a part lacks a class.
         """
         judged = fold == (TESTED if (fold == TESTED).any() else 0)
         watched = fold == (0 if (fold == TESTED).any() else 1)
         rng = np.random.default_rng(options.seed)
-        some = [np.sort(rng.permutation(np.flatnonzero(part))[: options.images]) for part in (watched, judged)]
+        some = [drawn(np.flatnonzero(part), labels, options.images, rng) for part in (watched, judged)]
         rows = {"to learn from": np.flatnonzero(~judged & ~watched), "to watch": some[0], "to judge": some[1]}
         for use, part in rows.items():
             if len(np.unique(labels[part])) < 2:
@@ -168,6 +168,18 @@ class Images:
     @property
     def counts(self) -> dict[str, int]:
         return {"learned": len(self.learned), "watched": len(self.watched), "judged": len(self.judged)}
+
+
+def drawn(
+    rows: Int[ndarray, " n"], labels: Int[ndarray, " all"], most: int, rng: np.random.Generator
+) -> Int[ndarray, " some"]:
+    """At most so many of the rows, at random, in order: of each class its share, and one at least."""
+    rows = rng.permutation(rows)
+    place = np.empty(len(rows))  # in the queue of its class, whose first is at 0 and whose end is at 1
+    for label in np.unique(labels[rows]):
+        mine = labels[rows] == label
+        place[mine] = np.arange(mine.sum()) / mine.sum()
+    return np.sort(rows[np.argsort(place, kind="stable")[:most]])
 
 
 def harden(
@@ -191,6 +203,7 @@ def harden(
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
     given.backbone.requires_grad_(options.what == "all")
     lr = options.lr or (1e-3 if options.what == "head" else 3e-4)
+    _begun(record, out)
     kept, found, best = _learn(
         method, learner, images, options, out=out, views=_turned, lr=lr, optimizer=AdamW, weight_decay=0.05, say=say
     )  # fmt: skip
@@ -236,15 +249,16 @@ def harden_classifier(
     """
     record = _begin(method, {"backbone": backbone, "data": list(data)}, out, options, say)
     device = compute_device()
+    net = backbone_named(backbone, size=options.size, seed=options.seed)
     pool = Pool(list(data), options.size, cut="none", progress=progress)
     labels, classes = folder_labels(pool.names)
     fold = random_folds(labels, folds=options.folds, seed=options.seed)
     pixels = torch.stack([pool[i] for i in range(len(pool))])
     images = Images.parted(pixels, labels.numpy(), fold, options, origin=data[0])
 
-    net = backbone_named(backbone, size=options.size, seed=options.seed)
     learner = BackboneClassifier.fresh(net, classes, seed=options.seed).to(device)
     convolutional = isinstance(net, ConvBackbone)
+    _begun(record, out)
     kept, found, best = _learn(
         method, learner, images, options, out=out, views=_shifted, lr=options.lr or (0.05 if convolutional else 5e-4),
         optimizer=partial(SGD, momentum=0.9, nesterov=True) if convolutional else AdamW,
@@ -265,12 +279,17 @@ def harden_classifier(
 
 
 def _begin(method: Method, given: dict[str, Any], out: Path, options: Options, say: Say) -> dict[str, Any]:
-    """Check the options and claim the folder."""
+    """Check the options and the folder; the record of the run."""
     ranks.join()
     options.check(method)
     arguments = {"method": method, **given, **asdict(options)}
     record = {"negah": __version__, "verb": "harden", "started": now(), "arguments": arguments}
     return on_first(lambda: claim(out, record, holds=MADE, say=say))
+
+
+def _begun(record: dict[str, Any], out: Path) -> None:
+    """Nothing that is given can be refused any more: the folder is made, and is this run's."""
+    on_first(lambda: write_json(record, out / "run.json"))
 
 
 def _end(
