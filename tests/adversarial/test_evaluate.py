@@ -327,6 +327,20 @@ def test_an_attack_too_weak(net, sample):
     assert {1, 2} <= found and 15 in found
 
 
+def test_a_budget_is_sufficient_where_no_image_is_left_or_hardly_any(net, sample):
+    def spared(count: int):
+        def attack(model, x, y, *, eps, norm, generator):
+            found = fgsm(model, x, y, eps=eps, norm=norm)
+            found[:count] = x[:count]
+            return found
+
+        return {"FGSM": attack}
+
+    for count, state in ((0, "ok"), (2, "note"), (6, "alarm")):
+        found = verdicts(net, *sample, eps=0.9, norm=Linf(), attacks=spared(count))[14]
+        assert found.state == state and f"{count} of {len(sample[0])} images withstand" in found.text
+
+
 def test_gradients_of_the_wrong_sign(net, sample):
     class Reversed(torch.autograd.Function):
         @staticmethod

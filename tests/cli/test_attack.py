@@ -72,6 +72,7 @@ def test_an_unreadable_image_is_left_out_and_told(given, tmp_path, capsys):
     ("changed", "says"),
     [
         ({"--model": "nothing"}, "nothing is no model: give a detector"),
+        ({"--model": "mine.py"}, "give mine.py:FUNCTION"),
         ({"--model": "timm/resnet18"}, "says nothing of weights"),
         ({"--eps": "0"}, "eps 0: a radius is above 0"),
         ({"--eps": "8"}, "eps 8 is more than the range of a pixel"),
@@ -84,10 +85,11 @@ def test_an_unreadable_image_is_left_out_and_told(given, tmp_path, capsys):
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(sum(value.items(), ())),
 )
-def test_what_cannot_be_used_is_one_line(given, changed, says, capsys):
+def test_what_cannot_be_used_is_one_line_and_leaves_no_folder(given, tmp_path, changed, says, capsys):
     assert main([*given, *(word for pair in changed.items() for word in pair)]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_class_that_the_model_does_not_know_is_named(given, tmp_path, capsys):

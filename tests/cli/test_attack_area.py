@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from negah.cli import main as cli
+from negah.cli.attack import grey_levels, radius
+from negah.cli.main import parse
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
 
@@ -53,6 +55,20 @@ def test_an_unreadable_picture_is_left_out_and_said(tiles, model, capsys):
     assert cli.main(words(tiles, model)) == 3
     out, err = capsys.readouterr()
     assert "4 windows" in out and "broken.png" in err
+
+
+def test_the_help_shows_radii_as_they_are_typed(capsys):
+    with pytest.raises(SystemExit):
+        parse("attack area", ["--help"])
+    assert "1/255" in capsys.readouterr().out and grey_levels(0.03) == "0.03"
+    assert all(radius(grey_levels(value)) == value for value in (1 / 255, 2 / 255, 8 / 255, 0.25))
+
+
+@pytest.mark.parametrize("content", [b"no json", b"\xff\xfe\x00", b"[]"])
+def test_a_file_that_is_no_calibration_is_called_so(tiles, model, tmp_path, content, capsys):
+    (tmp_path / "c.json").write_bytes(content)
+    assert cli.main(words(tiles, model, "--calibration", str(tmp_path / "c.json"))) == 2
+    assert "c.json is no calibration: give one written by `negah calibrate`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,17 @@ def test_what_cannot_be_done_is_said_in_a_line(folder, tmp_path, capsys, more, t
     assert cli.main(words(folder, tmp_path / "out", *(text.format(tmp=tmp_path) for text in more))) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and told in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("unknown", ["resnet99", "timm/resnet18"])
+def test_a_classifier_that_cannot_begin_leaves_no_folder(folder, tmp_path, monkeypatch, unknown, capsys):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
+    given = ["harden", "pgd", "--backbone", unknown, "--data", str(folder / "tiles"), "--eps", "1/255"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert ("pip install timm" if "timm" in unknown else "resnet99") in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_of_another_run_is_refused(folder, tmp_path, capsys):

@@ -168,6 +168,7 @@ def test_what_cannot_be_done_is_said_in_a_line(folder, tmp_path, capsys, more, t
         given[given.index(name) + 1] = value.format(tmp=tmp_path)
     assert cli.main(given) == 2
     assert told in one_line(capsys)
+    assert not (tmp_path / "out").exists() or "loss" in told
 
 
 def test_pictures_behind_a_loss_that_is_not_finite_are_named(folder, tmp_path, capsys):

@@ -57,3 +57,4 @@ def test_without_groups_it_says_what_to_give_and_stops(tiles, tmp_path, capsys):
     assert main(["probe", "train", "--data", str(tiles), *given]) == 2
     error = capsys.readouterr().err
     assert "--group COLUMN" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

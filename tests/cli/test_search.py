@@ -119,6 +119,7 @@ def test_unreadable_pictures_are_left_out_and_said(model, folder, capsys):
         (["--images", "nowhere"], "nowhere cannot be read"),
         (["--best", "0"], "--best 0"),
         (["--model", "nothing.safetensors"], "nothing.safetensors"),
+        (["--model", "nothing"], "with model.safetensors, or a Hugging Face name like openai/clip-vit-base-patch32"),
         (["--vocabulary", "."], "no tokenizer.json, nor vocab.json"),
     ],
 )

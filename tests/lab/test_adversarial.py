@@ -3,25 +3,22 @@
 import json
 
 import pytest
+import torch
 
 from negah.adversarial import fgsm
 from negah.lab import adversarial, supervised
-from negah.lab.adversarial import (
-    ATTACKS,
-    EPS,
+from negah.lab.adversarial import ATTACKS, EPS, beside_torchattacks, public, table
+from negah.lab.adversarial_answers import (
     MANY_STEPS,
     ONE_STEP,
-    beside_torchattacks,
     concluded,
     path,
-    public,
-    table,
     told_clean,
     told_fgsm,
     told_pgd,
     told_plain,
     told_training,
-)  # fmt: skip
+)
 from negah.lab.supervised import Bench, right
 from negah.lab.training import Effort
 
@@ -76,6 +73,15 @@ def test_two_fgsms_give_the_same_images(tiny, monkeypatch):
     monkeypatch.setattr(adversarial, "fgsm", lambda model, images, labels, eps: images)
     row = beside_torchattacks(bench, network)
     assert row["of these steep"] > 0.5 * row["values"]
+
+
+def test_fgsms_are_compared_in_full_precision_also_on_a_gpu(tiny):
+    pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    bench, seen = Bench.of(EFFORT), set()
+    network = bench.network(0).eval()
+    network.register_forward_hook(lambda *_: seen.add(torch.backends.cudnn.allow_tf32))
+    beside_torchattacks(bench, network)
+    assert seen == {False} and torch.backends.cudnn.allow_tf32
 
 
 def figures(label: str, clean: float, one: float, many: float) -> dict:

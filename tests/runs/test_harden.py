@@ -23,7 +23,7 @@ from negah.runs import attack as attacks
 from negah.runs import harden as runs
 from negah.runs import probe as probes
 from negah.runs.classifiers import PanelClassifier
-from negah.runs.harden import Images, Options, harden, harden_classifier
+from negah.runs.harden import Images, Options, drawn, harden, harden_classifier
 from negah.train import Batches, checkpoint, fit
 
 EPS = 5 / 255
@@ -110,6 +110,21 @@ def test_parts_share_no_group_and_what_is_marked_as_test_is_judged(folder, tmp_p
     few = Images.parted(torch.zeros(160, 3, 8, 8, dtype=torch.uint8), samples.labels, fold,
                         replace(QUICK, images=10), origin="")  # fmt: skip
     assert few.counts == {"learned": len(parted.learned), "watched": 10, "judged": 10}
+
+
+def test_a_rare_class_is_watched_and_a_draw_repeats_itself():
+    labels = np.zeros(1000, int)
+    labels[[7, 500, 993]] = 1
+    labels[::5] = 2
+    rows = np.arange(100, 1000)
+    for seed in range(20):
+        found = drawn(rows, labels, 20, np.random.default_rng(seed))
+        counts = np.bincount(labels[found], minlength=3)
+        assert len(set(found.tolist())) == 20 == counts.sum() and set(found.tolist()) <= set(rows.tolist())
+        assert counts[1] == 1 and abs(counts[2] - 4) <= 1  # its share, and one at least
+        assert np.array_equal(found, drawn(rows, labels, 20, np.random.default_rng(seed)))
+    assert len({tuple(drawn(rows, labels, 20, np.random.default_rng(seed))) for seed in range(5)}) == 5
+    assert np.array_equal(drawn(rows, labels, 5000, np.random.default_rng(0)), rows)
 
 
 def test_a_run_that_was_stopped_ends_the_same(folder, hardened, tmp_path, monkeypatch):
@@ -208,3 +223,4 @@ def test_what_cannot_be_done_is_told(folder, hardened, tmp_path):
                         ({"beta": 6.0}, "of trades only"), ({"epochs": 0}, "--epochs 0")):  # fmt: skip
         with pytest.raises(InputError, match=told):
             run(folder, tmp_path, replace(QUICK, **wrong))
+    assert not any(tmp_path.iterdir())

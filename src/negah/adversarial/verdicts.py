@@ -49,7 +49,7 @@ MEANS = (
     "training mode, or something left changed",
     "points fool between two grey levels only",
     "points outside the ball or out of range",
-    "fewer than five gradients an image",
+    "fewer than five gradients an image, and images left that more might fool",
 )
 
 
@@ -316,9 +316,11 @@ class _Case:
         return Verdict(14, "points lie in the ball", "alarm" if outside else "ok", text or "all points lie in the ball")
 
     def pays_enough(self) -> Verdict:
-        cost = sum(run.backwards for run in self.runs.values()) / self.n
-        text = f"{cost:.0f} gradients an image on the sample"
-        state: State = "alarm" if cost < 5 else "note" if cost < STEPS and not self.fooled.all() else "ok"
+        """More could only fool those that are left: no alarm where these are so few that they would be tolerated."""
+        cost, left = sum(run.backwards for run in self.runs.values()) / self.n, int((~self.fooled).sum())
+        text = f"{cost:.0f} gradients an image on the sample, {left} of {self.n} images withstand"
+        few = cost < 5 and left > max(2, TOLERATED * self.n)
+        state: State = "alarm" if few else "note" if cost < STEPS and left else "ok"
         return Verdict(15, "the budget is sufficient", state, text)
 
 

@@ -18,11 +18,17 @@ def radius(text: str) -> float:
     return float(over) / float(under) if line else float(text)
 
 
+def grey_levels(radius: float) -> str:
+    """As `radius` reads it: 2/255 where it is so many grey levels, else the number."""
+    levels = round(255 * radius, 6)
+    return f"{levels:g}/255" if levels.is_integer() else f"{radius:g}"
+
+
 Radius = Annotated[
     float,
     PrimitiveConstructorSpec(
         nargs=1, metavar="E", instance_from_str=lambda words: radius(words[0]),
-        is_instance=lambda value: isinstance(value, float), str_from_instance=lambda value: [f"{value:g}"],
+        is_instance=lambda value: isinstance(value, float), str_from_instance=lambda value: [grey_levels(value)],
     ),
 ]  # fmt: skip
 

@@ -63,7 +63,7 @@ class Harden(Split):
     what: Literal["head", "all"] = "all"
     """Of a detector: what learns."""
     images: Annotated[int, arg(metavar="N")] = 256
-    """At most so many are watched, and so many judged."""
+    """At most so many are watched, and so many judged; of each class its share."""
     size: Annotated[int, arg(metavar="PX")] = 32
     """Of a classifier: side that pictures are brought to."""
     precision: Literal["fp32", "bf16"] = "fp32"

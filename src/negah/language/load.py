@@ -21,6 +21,8 @@ from negah.nn.vit import Activation, ViT
 from negah.weights.files import Checkpoint, folder_of, read
 from negah.weights.save import write_tensors
 
+KNOWN = "or a Hugging Face name like openai/clip-vit-base-patch32"
+
 
 def load(
     name_or_path: str | Path, *, revision: str | None = None, activation: Activation | None = None,
@@ -37,7 +39,7 @@ def load(
     Raises WeightsError when there are no such weights, they cannot be fetched or read, are neither, or any tensor is
     missing, unexpected or misshapen (all are named).
     """
-    return model_of(read(name_or_path, revision=revision), activation=activation).to(device)
+    return model_of(read(name_or_path, revision=revision, known=KNOWN), activation=activation).to(device)
 
 
 def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
@@ -45,7 +47,7 @@ def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Mod
 
     Raises WeightsError where there are no tokens, and where they are another model's.
     """
-    checkpoint = read(name_or_path)
+    checkpoint = read(name_or_path, known=KNOWN)
     model = model_of(checkpoint)
     count, length, end = (
         (model.tokens.num_embeddings, model.length, model.end) if isinstance(model, SimVLM)

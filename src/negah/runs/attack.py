@@ -22,12 +22,13 @@ from negah import __version__
 from negah.adversarial import L1, L2, Linf, Robustness, evaluate
 from negah.adversarial.norms import Norm
 from negah.adversarial.target import logits_of, still
-from negah.errors import InputError, NegahError, OutputError
+from negah.errors import InputError, NegahError
 from negah.probe.labels import Samples, read_classes, read_samples
 from negah.runs.attack_page import Shown, page
 from negah.runs.classifiers import PANELS, Judged, class_numbers, classifier
-from negah.runs.record import compute_device, hardware, versions
+from negah.runs.record import compute_device, hardware, versions, writable
 from negah.weights.files import one_line
+from negah.weights.save import write
 
 Progress = Callable[[str, int, int], None]
 NORMS: dict[str, Callable[[], Norm]] = {"Linf": Linf, "L2": L2, "L1": L1}
@@ -94,7 +95,7 @@ def attack(
     if options.images is not None and options.images < 1:
         raise InputError(f"--images {options.images}: give 1 or more")
     judged = classifier(model, weights=options.weights, size=options.size, device=compute_device())
-    _make(out)
+    writable(out)
     read = _read(data, model, judged, options, progress)
     robustness = evaluate(
         judged.model, read.images, read.labels, eps=options.eps or None, norm=NORMS[options.norm](),
@@ -116,7 +117,7 @@ def attack(
         ("run.json", json.dumps(run, indent=2, ensure_ascii=False) + "\n"),
         ("report.html", page(robustness, shown, run, result.failures)),
     ):
-        _write(out / name, text)
+        write(out / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
     return result
 
 
@@ -180,17 +181,3 @@ def _default(name: str, given: int | None, images: Tensor) -> int:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written to ({error.strerror}): give another --out") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}): give another --out") from error

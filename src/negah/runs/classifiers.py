@@ -98,6 +98,8 @@ def classifier(name: str, *, weights: Path | None = None, size: int | None = Non
     if folder.is_dir() and (folder / "config.json").is_file():
         saved_by_timm = "architecture" in read_json(folder / "config.json")
         return _of_timm(_timm_folder(folder), device) if saved_by_timm else _of_transformers(folder, device)
+    if folder.suffix == ".py":
+        raise InputError(f"{name} names no function: give {name}:FUNCTION, the function that returns the model")
     if not folder.is_file() and not name.startswith("negah/"):
         what = "has no config.json" if folder.is_dir() else "is no model"
         raise InputError(

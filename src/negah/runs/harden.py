@@ -145,14 +145,14 @@ class Images:
         cls, pixels: UInt8[Tensor, "n 3 side side"], labels: Int[ndarray, " n"], fold: Int[ndarray, " n"],
         options: Options, *, origin: str,
     ) -> "Images":  # fmt: skip
-        """Fold 0 is judged, unless some are TESTED already, and the next one watched.
+        """Fold 0 is judged, unless some are TESTED already, and the next one watched; of either, some are `drawn`.
 
         Raises InputError where a part lacks a class.
         """
         judged = fold == (TESTED if (fold == TESTED).any() else 0)
         watched = fold == (0 if (fold == TESTED).any() else 1)
         rng = np.random.default_rng(options.seed)
-        some = [np.sort(rng.permutation(np.flatnonzero(part))[: options.images]) for part in (watched, judged)]
+        some = [drawn(np.flatnonzero(part), labels, options.images, rng) for part in (watched, judged)]
         rows = {"to learn from": np.flatnonzero(~judged & ~watched), "to watch": some[0], "to judge": some[1]}
         for use, part in rows.items():
             if len(np.unique(labels[part])) < 2:
@@ -170,6 +170,18 @@ class Images:
         return {"learned": len(self.learned), "watched": len(self.watched), "judged": len(self.judged)}
 
 
+def drawn(
+    rows: Int[ndarray, " n"], labels: Int[ndarray, " all"], most: int, rng: np.random.Generator
+) -> Int[ndarray, " some"]:
+    """At most so many of the rows, at random, in order: of each class its share, and one at least."""
+    rows = rng.permutation(rows)
+    place = np.empty(len(rows))  # in the queue of its class, whose first is at 0 and whose end is at 1
+    for label in np.unique(labels[rows]):
+        mine = labels[rows] == label
+        place[mine] = np.arange(mine.sum()) / mine.sum()
+    return np.sort(rows[np.argsort(place, kind="stable")[:most]])
+
+
 def harden(
     method: Method, model: str, data: Path, out: Path, options: Options, *,
     progress: Progress = lambda stage, done, total: None, say: Say = lambda line: None,
@@ -185,18 +197,13 @@ def harden(
     record = _begin(method, {"model": model, "data": str(data)}, out, options, say)
     device = compute_device()
     given = detectors.load(model, device=device)
-    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
-    fitted = partial(fit_to, size=given.info.window_px, patch=given.patch)
-    windows, samples, failures = readable(samples, fitted, progress)
-    pixels = torch.stack(windows)
-    groups, how = options.groups(samples)
-    fold = options.folds_of(samples, groups, how)
-    images = Images.parted(pixels, samples.labels, fold, options, origin=samples.origin)
+    images, groups, failures = images_of(data, given, options, progress)
 
     # At a threshold of one half the logit itself is what learns, so probabilities stay what they say.
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
     given.backbone.requires_grad_(options.what == "all")
     lr = options.lr or (1e-3 if options.what == "head" else 3e-4)
+    _begun(record, out)
     kept, found, best = _learn(
         method, learner, images, options, out=out, views=_turned, lr=lr, optimizer=AdamW, weight_decay=0.05, say=say
     )  # fmt: skip
@@ -204,7 +211,7 @@ def harden(
 
     def finish() -> Result:
         hardened, before = kept.detector, detectors.load(model, device=device)
-        threshold = _threshold(kept, *images.at(images.watched, device), options)
+        threshold = threshold_of(kept, *images.at(images.watched, device), options)
         hardened.info = replace(given.info, name=out.resolve().name, threshold=threshold, area_ratio=None)
         path = out / "detector.safetensors"
         judge = partial(_judge_detector, images=images, groups=groups[images.judged], options=options)
@@ -219,6 +226,18 @@ def harden(
     return on_first(finish)
 
 
+def images_of(
+    data: Path, detector: Detector, options: Options, progress: Progress = lambda stage, done, total: None
+) -> tuple[Images, ndarray, list[tuple[str, str]]]:
+    """Images of panels and none at a detector's window, parted; the group of each; what could not be read, and why."""
+    samples = read_samples(data, group=options.group, positive=options.positive).labelled()
+    fitted = partial(fit_to, size=detector.info.window_px, patch=detector.patch)
+    windows, samples, failures = readable(samples, fitted, progress)
+    groups, how = options.groups(samples)
+    fold = options.folds_of(samples, groups, how)
+    return Images.parted(torch.stack(windows), samples.labels, fold, options, origin=samples.origin), groups, failures
+
+
 def harden_classifier(
     method: Method, backbone: str, data: Sequence[str], out: Path, options: Options, *,
     progress: Progress = lambda stage, done, total: None, say: Say = lambda line: None,
@@ -230,15 +249,16 @@ def harden_classifier(
     """
     record = _begin(method, {"backbone": backbone, "data": list(data)}, out, options, say)
     device = compute_device()
+    net = backbone_named(backbone, size=options.size, seed=options.seed)
     pool = Pool(list(data), options.size, cut="none", progress=progress)
     labels, classes = folder_labels(pool.names)
     fold = random_folds(labels, folds=options.folds, seed=options.seed)
     pixels = torch.stack([pool[i] for i in range(len(pool))])
     images = Images.parted(pixels, labels.numpy(), fold, options, origin=data[0])
 
-    net = backbone_named(backbone, size=options.size, seed=options.seed)
     learner = BackboneClassifier.fresh(net, classes, seed=options.seed).to(device)
     convolutional = isinstance(net, ConvBackbone)
+    _begun(record, out)
     kept, found, best = _learn(
         method, learner, images, options, out=out, views=_shifted, lr=options.lr or (0.05 if convolutional else 5e-4),
         optimizer=partial(SGD, momentum=0.9, nesterov=True) if convolutional else AdamW,
@@ -259,12 +279,17 @@ def harden_classifier(
 
 
 def _begin(method: Method, given: dict[str, Any], out: Path, options: Options, say: Say) -> dict[str, Any]:
-    """Check the options and claim the folder."""
+    """Check the options and the folder; the record of the run."""
     ranks.join()
     options.check(method)
     arguments = {"method": method, **given, **asdict(options)}
     record = {"negah": __version__, "verb": "harden", "started": now(), "arguments": arguments}
     return on_first(lambda: claim(out, record, holds=MADE, say=say))
+
+
+def _begun(record: dict[str, Any], out: Path) -> None:
+    """Nothing that is given can be refused any more: the folder is made, and is this run's."""
+    on_first(lambda: write_json(record, out / "run.json"))
 
 
 def _end(
@@ -362,7 +387,7 @@ def _logits(model: PanelClassifier, images: Float[Tensor, "n 3 h w"]) -> Float[T
     return torch.cat([model(part)[:, 1] for part in images.split(64)]).double()
 
 
-def _threshold(model: PanelClassifier, images: Tensor, labels: Tensor, options: Options) -> float:
+def threshold_of(model: PanelClassifier, images: Tensor, labels: Tensor, options: Options) -> float:
     """Of the highest F1 on images as they are and as changed as they may be, counted alike.
 
     Of clean images alone one threshold is often as good as another that leaves no room at all.  What is changed does

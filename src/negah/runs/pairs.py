@@ -150,6 +150,7 @@ def pretrain(
     view = replace(aerial([view])[0], flip=0.5) if options.overhead else view
     epoch = max(1, round(len(captions) / (options.batch * options.accumulate)))
     steps = options.epochs * epoch
+    on_first(lambda: write_json(record, out / "run.json"))
     found = fit(
         model,
         Batches(

@@ -94,6 +94,7 @@ def pretrain(
     seen = seen_by(recipe.objective)
     learnt = learnt_by(seen, net.to(device).eval())
 
+    on_first(lambda: write_json(record, out / "run.json"))
     doctor = CollapseDoctor(stop=options.stop_on_collapse)
     watch = Watch(out, learnt, few_of(pool, size), epoch=epoch, every=options.score_every, say=say)
     found = fit(

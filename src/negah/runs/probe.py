@@ -36,7 +36,8 @@ from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Tr
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
 from negah.runs.parts import Splitting, readable
-from negah.runs.record import compute_device, hardware, versions
+from negah.runs.record import compute_device, hardware, versions, writable
+from negah.weights.save import write
 
 Progress = Callable[[str, int, int], None]
 
@@ -301,9 +302,9 @@ def _rates(samples: Samples, p: ndarray, threshold: ndarray) -> list[SourceRates
 
 
 def _claim(out: Path, arguments: dict[str, Any]) -> None:
-    """Make the folder. Raises OutputError when it holds a run of other arguments, or cannot be made."""
+    """Raises OutputError when the folder holds a run of other arguments, or cannot be written to."""
+    writable(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         before = json.loads((out / "run.json").read_text(encoding="utf-8")) if (out / "run.json").exists() else None
     except (OSError, ValueError) as error:
         raise OutputError(f"{out} cannot be used as the output folder ({error}): give another --out") from error
@@ -325,10 +326,8 @@ def _write(out: Path, verb: str, arguments: dict[str, Any], result: Result, star
         "hardware": hardware(compute_device()),
     }
     for name, content in (("scores.json", scores), ("run.json", run)):
-        try:
-            (out / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{out / name} cannot be written ({error.strerror}): free some space") from error
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write(out / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
 
 
 def as_plain(result: Any) -> dict[str, Any]:

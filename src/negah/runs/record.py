@@ -17,7 +17,6 @@ from torch import nn
 
 from negah.errors import OutputError
 from negah.probe.detector import Detector
-from negah.weights.save import write_json
 
 
 def compute_device() -> torch.device:
@@ -57,10 +56,22 @@ def hardware(device: torch.device) -> dict[str, str | int]:
     }
 
 
+def writable(out: Path) -> None:
+    """Raises OutputError where `out` cannot be a folder to write to.
+
+    It is not made: a run that is refused later, for its inputs, leaves no trace.
+    """
+    nearest = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise OutputError(f"cannot write to {out}: {nearest} is a file; give another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {out}: {nearest} is not open to you; give another --out")
+
+
 def claim(
     out: Path, record: dict[str, Any], *, holds: Sequence[str], free: Sequence[str] = (), say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Make the folder of a run that goes on where it was stopped its own, by a run.json; the record as it stands there.
+    """The record of a run that goes on where it was stopped, to be written as run.json once the run may begin.
 
     Args:
         record: with "arguments" and "started", which remains that of the run that goes on.
@@ -70,6 +81,7 @@ def claim(
 
     Raises OutputError when the folder holds a run of other arguments, or cannot be written.
     """
+    writable(out)
     path = out / "run.json"
     if path.exists() and any((out / name).exists() for name in holds):
         try:
@@ -84,7 +96,6 @@ def claim(
             raise OutputError(f"{out} holds another run: {said}; give another --out, or remove it")
         record = record | {"started": started}
         say(f"going on with the run in {out}")
-    write_json(record, path)
     return record
 
 

@@ -459,23 +459,26 @@ def load(path: Path) -> Calibration:
             values["audit"] = Audit(windows, covered, tuple(Head(*head) for head in heads))
         parts = {"fit": Fit(**values["fit"]), "cells": Cells(**values["cells"])}
         found = Calibration(**{**values, **parts, "bins": tuple(Bins(*some) for some in values["bins"])})
-        _check(found)
-        return found
+        fault = _fault(found)
     except OSError as error:
         raise InputError(f"the calibration {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no calibration ({error}): give one written by `negah calibrate`") from None
+    except (ValueError, KeyError, TypeError):  # no text, no JSON, or JSON of something else
+        raise InputError(f"{path} is no calibration: give one written by `negah calibrate`") from None
+    if fault:
+        raise InputError(f"{path} is no calibration ({fault}): give one written by `negah calibrate`")
+    return found
 
 
-def _check(made: Calibration) -> None:
-    """Raises ValueError on figures that could only fail, or mislead, inside of a survey."""
+def _fault(made: Calibration) -> str:
+    """What in its figures could only fail, or mislead, inside of a survey; or nothing."""
     figures = [made.threshold, made.missed_m2, made.ratio, made.place, made.noise, *made.gsd_m, *made.sizes_m2]
     figures += [*asdict(made.fit).values(), made.cells.level, made.cells.bias, made.cells.scale, *made.cells.heads]
     if not made.bins or any(not len(b.low) == len(b.high) == len(b.edges) + 1 for b in made.bins):
-        raise ValueError("its bins are not whole")
+        return "its bins are not whole"
     figures += [value for some in made.bins for part in (some.edges, some.low, some.high) for value in part]
     if not np.isfinite(figures).all() or made.cells.zoom < 1 or len(made.cells.layer) not in (0, 4):
-        raise ValueError("some of its figures are none")
+        return "some of its figures are none"
+    return ""
 
 
 def _tuples(value: Any) -> Any:

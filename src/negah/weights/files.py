@@ -60,13 +60,14 @@ class Checkpoint(NamedTuple):
     origin: str  # for messages: a path, or name@revision
 
 
-def read(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint:
+def read(name_or_path: str | Path, *, revision: str | None = None, known: str = "") -> Checkpoint:
     """The checkpoint behind a name or path.
 
     Args:
         name_or_path: a file; a folder with config.json and weights, whole or in shards; a bundled name
             ("negah/aerial-tiny"); or a repository of the Hugging Face hub, "owner/name" or "owner/name@revision".
         revision: commit, tag or branch in the repository; only for names of the hub.
+        known: for the message where nothing is there, names that could be given; by default those of backbones.
 
     Raises WeightsError when nothing is there, it cannot be fetched, or cannot be read.
     """
@@ -84,10 +85,11 @@ def read(name_or_path: str | Path, *, revision: str | None = None) -> Checkpoint
         file, config = fetch(repository, at)
         return collect(file, config, f"{repository}@{at or 'main'}")
     else:
-        raise WeightsError(
-            f"no weights at {text}: give a file, a folder with model.safetensors, a bundled name "
-            f"({', '.join(bundled()) or 'none in this install'}), or a Hugging Face name like facebook/dinov2-small"
+        known = known or (
+            f"a bundled name ({', '.join(bundled()) or 'none in this install'}), or a Hugging Face name like "
+            "facebook/dinov2-small"
         )
+        raise WeightsError(f"no weights at {text}: give a file, a folder with model.safetensors, {known}")
     if revision is not None:
         raise WeightsError(f"revision {revision} means nothing for {origin}: only Hugging Face names have one")
     return collect(file, config, origin)
