@@ -233,8 +233,10 @@ def _plot_formula() -> Any:
          r"L_2=-\frac{1}{N}\sum_i\,\log\,q_{ii}$", 15),
         (r"$\frac{\partial L_1}{\partial x_i}=-\frac{1}{N|x_i|}\;(\;\frac{\hat{y}_i}{T}-s_{ii}\,\hat{x}_i-"
          r"\sum_j\,p_{ij}\,(\frac{\hat{y}_j}{T}-s_{ij}\,\hat{x}_i)\;)$", 21),
-        (r"$\frac{\partial L}{\partial x_i}=\frac{1}{|x_i|}\sum_j\,f_{ij}\,(\frac{\hat{y}_j}{T}-s_{ij}\,\hat{x}_i)$", 17),
-        (r"$\frac{\partial L}{\partial y_j}=\frac{1}{|y_j|}\sum_i\,f_{ij}\,(\frac{\hat{x}_i}{T}-s_{ij}\,\hat{y}_j)$", 17),
+        (r"$\frac{\partial L}{\partial x_i}=\frac{1}{|x_i|}\sum_j\,f_{ij}\,"
+         r"(\frac{\hat{y}_j}{T}-s_{ij}\,\hat{x}_i)$", 17),
+        (r"$\frac{\partial L}{\partial y_j}=\frac{1}{|y_j|}\sum_i\,f_{ij}\,"
+         r"(\frac{\hat{x}_i}{T}-s_{ij}\,\hat{y}_j)$", 17),
         (r"$\frac{\partial L}{\partial T}=-\frac{1}{T}\sum_{ij}\,f_{ij}\,s_{ij}\qquad "
          r"f_{ij}=\frac{1}{2N}\,(p_{ij}+q_{ij}-2\cdot[i=j])$", 17),
     ]  # fmt: skip
