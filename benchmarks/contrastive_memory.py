@@ -18,10 +18,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from memory import highest
 from results import write
 from torch import Tensor
 
+from negah.lab.costs import highest
 from negah.losses.contrast import contrast
 
 PAIRS, MANY, DIM, SCALE = 16_384, 65_536, 512, 1 / 0.07

@@ -33,7 +33,9 @@ def measure(
     torch.set_num_threads(1)
     effort = Effort(seeds=args.seeds, steps=steps, data=tuple(data))
     page = experiment(args.out, replace(effort, data=tuple(str(results.data_folder() / path) for path in data)))
-    settings = page.settings | {"data": effort.settings()["data"]}  # by names that mean the same elsewhere
+    settings = dict(page.settings)
+    if "data" in settings:
+        settings["data"] = effort.settings()["data"]  # by names that mean the same elsewhere
     for panel in page.panels:
         if panel.name == "pictures" and data:
             continue  # others' photographs are not ours to spread
@@ -47,5 +49,9 @@ def measure(
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Four decimals are more than these figures are good for."""
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+    """Four decimals are more than these figures are good for; of what is smaller, three digits."""
+
+    def short(value: float) -> float:
+        return round(value, 4) if abs(value) >= 1e-3 else float(f"{value:.3g}")
+
+    return {key: short(value) if isinstance(value, float) else value for key, value in row.items()}

@@ -37,11 +37,11 @@ import torch.nn.functional as F
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models.modules import DINOProjectionHead, DINOv2ProjectionHead, MaskedVisionTransformerTIMM
 from lightly.models.utils import deactivate_requires_grad, random_block_mask, update_drop_path_rate, update_momentum
-from memory import highest
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import negah.nn.linear
+from negah.lab.costs import highest
 from negah.nn.backbone import ViTBackbone
 from negah.nn.linear import product
 from negah.nn.vit import Tokens, ViT

@@ -21,19 +21,30 @@ class Lab(show.Verb):
         dinov2-tricks  what DINOv2's economies save in time and memory
         adversarial    a network is fooled, by FGSM and PGD, and trained on what fools it
         universal      one change for all pictures: how often it fools a network, and another one
+        gradient       the closed-form gradient of the contrastive loss: its check, its force, what it saves
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
     Example:
         negah lab collapse --out collapse
         negah lab dino-byol --data cifar10/train.zip --steps 2000 --seeds 3 --out dino-byol
+        negah lab gradient --out gradient
         negah lab adversarial --data cifar10/train.zip cifar10/test.zip --full --out adversarial
     """
 
     IF_INTERRUPTED: ClassVar[str] = "stopped; the page holds what was done until then"
 
     name: Positional[
-        Literal["collapse", "dino-byol", "large-batch", "background", "dinov2-tricks", "adversarial", "universal"]
+        Literal[
+            "collapse",
+            "dino-byol",
+            "large-batch",
+            "background",
+            "dinov2-tricks",
+            "adversarial",
+            "universal",
+            "gradient",
+        ]
     ]
     """Which."""
     out: Path
@@ -41,11 +52,11 @@ class Lab(show.Verb):
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
     """Pictures to train on, a folder for each class (default: generated ones)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """Steps of each run (default: 200; adversarial, universal: 500)."""
+    """Steps of each run (default: 200; adversarial, universal: 500; gradient, of a descent: 100)."""
     seeds: Annotated[int, arg(metavar="N")] = 1
-    """Runs of each setting."""
+    """Runs of each setting, or draws of the pairs."""
     batch: Annotated[int | None, arg(metavar="N")] = None
-    """Pictures in a step (default: 64)."""
+    """Pictures in a step, or pairs whose gradient is looked at (default: 64)."""
     full: bool = False
     """adversarial, universal: ResNet-18, all pictures of --data, 100 epochs; hours on a GPU."""
 
@@ -55,15 +66,28 @@ class Lab(show.Verb):
         from functools import partial
 
         from negah.errors import InputError
-        from negah.lab import adversarial, background, collapse, dino_byol, dinov2_tricks, large_batch, universal
+        from negah.lab import (
+            adversarial,
+            background,
+            collapse,
+            dino_byol,
+            dinov2_tricks,
+            gradient,
+            large_batch,
+            universal,
+        )
         from negah.lab.training import Effort
 
         supervised = self.name in ("adversarial", "universal")
+        if self.name == "gradient" and (self.data or self.full):
+            given = "--data" if self.data else "--full"
+            raise InputError(f"gradient looks at vectors that it draws, and is never reduced: leave out {given}")
         if self.full and not supervised:
             raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
         if self.full and (self.steps is not None or self.batch is not None):
             raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
-        steps = (500 if supervised else 200) if self.steps is None else self.steps
+        default = 500 if supervised else 100 if self.name == "gradient" else 200
+        steps = default if self.steps is None else self.steps
         batch = 64 if self.batch is None else self.batch
         for name, value, least in (("steps", steps, 10), ("seeds", self.seeds, 1), ("batch", batch, 4)):
             if value < least:
@@ -71,7 +95,7 @@ class Lab(show.Verb):
         experiments = {
             "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
             "background": background.run, "dinov2-tricks": dinov2_tricks.run, "adversarial": adversarial.run,
-            "universal": universal.run,
+            "universal": universal.run, "gradient": gradient.run,
         }  # fmt: skip
         effort = Effort(
             data=self.data, steps=steps, seeds=self.seeds, batch=batch, full=self.full,

@@ -1,27 +1,21 @@
 """What do DINOv2's tricks save: packed crops, stochastic depth, fused attention, distillation?
 
-Each is run with and without, in turns, so that whatever else a machine does falls on both; what is stated is a ratio of
-neighbours in time, its median and the middle half.  Memory is what PyTorch's allocator holds at its peak, during
-one step and beyond what was there before: exact and the same every time, where the size of a process is neither.
+Each is run with and without; `costs` says how time and memory are measured.
 """
 
-import json
 import math
-import os
-import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from negah.images.views import views
+from negah.lab.costs import Step, costs, device
 from negah.lab.page import Page, Panel, figure
 from negah.lab.training import SIDE, Effort, Learned, Pictures, learn, plot_curves, small_views, summary
 from negah.nn import crops as packing
@@ -30,30 +24,10 @@ from negah.nn.vit import Block, SelfAttention, Tokens, ViT, attend
 from negah.ssl import DINOv2
 from negah.train.schedules import constant
 
-Step = Callable[[], object]
-
 IMAGES, GLOBAL, LOCAL, LOCALS = 4, 96, 40, 8  # crops of about DINOv2's 224 and 98 px, in proportion
 RATES = (0.1, 0.3, 0.5)
 SIDES = (64, 128, 256)
-LEAST_ROUNDS, MOST_ROUNDS = 5, 25
 RECIPE = [small_views()] * 2 + [small_views(SIDE // 2, low=0.1, high=0.4)] * 4  # of distillation
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds of each round, and bytes at the peak of one step."""
-
-    seconds: list[float]
-    peak: int
-
-    def row(self, base: "Cost") -> dict[str, Any]:
-        """Figures, beside those of `base` that ran in the same rounds: `speed` above 1 is faster than it."""
-        ratios = [theirs / ours for ours, theirs in zip(self.seconds, base.seconds)]
-        low, middle, high = quantiles(ratios, n=4, method="inclusive")
-        return {
-            "ms": 1000 * median(self.seconds), "MB": self.peak / 1e6, "speed": middle, "speed, lower quarter": low,
-            "speed, upper quarter": high, "memory": self.peak / base.peak, "rounds": len(ratios),
-        }  # fmt: skip
 
 
 class Multiplied(Block):
@@ -85,55 +59,12 @@ def run(out: Path, effort: Effort) -> Page:
     return page
 
 
-def costs(steps: Mapping[str, Step], effort: Effort) -> dict[str, Cost]:
-    """Run the steps in turns, after a first round that does not count; then one more of each for its peak.
-
-    The number of rounds follows `effort.steps`: 15 at its default.
-    """
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(min(MOST_ROUNDS, max(LEAST_ROUNDS, effort.steps // 20))):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append(time.perf_counter() - started)
-    found = {name: Cost(seconds[name], peak_memory(step)) for name, step in steps.items()}
-    for name, cost in found.items():
-        effort.say(f"{name}: {1000 * median(cost.seconds):.1f} ms, {cost.peak / 1e6:.1f} MB")
-    return found
-
-
-def peak_memory(step: Step) -> int:
-    """Bytes that tensors hold at the peak of `step`, beyond those from before it, which it must not free."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of each start, and of a missing GPU
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as traced:
-        step()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        traced.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    held = peak = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
-
-
 def packed(effort: Effort) -> Panel:
     """Crops of two sizes through a transformer in training: one after the other, by size, packed."""
-    device, vit = _device(), _vit(patch=8, side=GLOBAL, dim=128, depth=4, drop_path=0.0)
+    where, vit = device(), _vit(patch=8, side=GLOBAL, dim=128, depth=4, drop_path=0.0)
     pictures = (255 * torch.rand(IMAGES, 3, GLOBAL, GLOBAL)).byte()
     recipe = [small_views(GLOBAL)] * 2 + [small_views(LOCAL, low=0.1, high=0.4)] * LOCALS
-    crops = [crop.to(device) for crop in views(pictures, recipe, generator=torch.Generator().manual_seed(0))]
+    crops = [crop.to(where) for crop in views(pictures, recipe, generator=torch.Generator().manual_seed(0))]
 
     def by_size() -> list[Tokens]:
         return [vit(torch.cat(crops[:2])), vit(torch.cat(crops[2:]))]
@@ -158,7 +89,7 @@ def packed(effort: Effort) -> Panel:
 
 def depth(effort: Effort) -> Panel:
     """Stochastic depth, its rows left out or multiplied by zero."""
-    images = torch.rand(8, 3, GLOBAL, GLOBAL, device=_device())
+    images = torch.rand(8, 3, GLOBAL, GLOBAL, device=device())
     steps: dict[str, Step] = {}
     for rate in (0.0, *RATES):
         for name, kind in (("left out", Block), ("times zero", Multiplied)):
@@ -191,10 +122,10 @@ def attention(effort: Effort) -> Panel:
     """Fused attention against attention that writes out the weights of all pairs, for more and more tokens."""
     rows: list[dict[str, Any]] = []
     for side in SIDES:
-        images = torch.rand(4, 3, side, side, device=_device())
+        images = torch.rand(4, 3, side, side, device=device())
         fused, written = (_vit(patch=8, side=side, dim=96, depth=2, drop_path=0.0) for _ in range(2))
         for block in written.blocks:
-            block.set_submodule("attn", WrittenOut(written.dim, written.heads).to(_device()))
+            block.set_submodule("attn", WrittenOut(written.dim, written.heads).to(device()))
         steps = {
             "written out": partial(_step, written, partial(_alone, written, images)),
             "fused": partial(_step, fused, partial(_alone, fused, images)),
@@ -236,9 +167,9 @@ def distillation(pictures: Pictures, effort: Effort) -> Panel:
             run, trained[label] = _train(pictures, effort, label, seed, dim=dim, blocks=blocks, guide=wanted)
             runs.append(run)
             guide = guide or trained[label]
-    device, pixels = _device(), pictures.train[: effort.batch]
-    crops = [crop.to(device) for crop in views(pixels, RECIPE, generator=torch.Generator().manual_seed(0))]
-    steps = {label: partial(_train_step, it.to(device).train(), crops) for label, it in trained.items()}
+    where, pixels = device(), pictures.train[: effort.batch]
+    crops = [crop.to(where) for crop in views(pixels, RECIPE, generator=torch.Generator().manual_seed(0))]
+    steps = {label: partial(_train_step, it.to(where).train(), crops) for label, it in trained.items()}
     found = costs(steps, effort)
     rows = summary(runs, ["knn", "loss"])
     for row in rows:
@@ -312,18 +243,13 @@ def _train_step(objective: DINOv2, crops: list[Tensor]) -> None:
     objective.seen = {}
 
 
-def _device() -> torch.device:
-    """An accelerator only where its peak memory can be asked for."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _vit(*, patch: int, side: int, dim: int, depth: int, drop_path: float) -> ViT:
     """In training, with the same rate in every block."""
     vit = ViT(
         patch=patch, dim=dim, depth=depth, heads=dim // 32, grid=(side // patch, side // patch), layer_scale=None,
         drop_path=[drop_path] * depth, interpolation="size",
     )  # fmt: skip
-    return vit.to(_device()).train()
+    return vit.to(device()).train()
 
 
 def _alone(vit: ViT, images: Tensor) -> list[Tokens]:

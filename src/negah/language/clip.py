@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from negah.losses.contrast import contrast
 from negah.nn.clip_resnet import ClipResNet
+from negah.nn.norm import globalise
 from negah.nn.text import TextTransformer
 from negah.nn.vit import ViT
 from negah.train import Objective
@@ -48,6 +49,7 @@ class CLIP(Objective):
         if not 0 <= end < text.vocabulary:
             raise ValueError(f"end token {end} is not one of the {text.vocabulary} tokens")
         self.image, self.text, self.dim, self.end = image, text, dim, end
+        globalise(image)  # batch norms of each process alone would betray which pairs are its own
         self.image_projection = (
             nn.Identity() if isinstance(image, ClipResNet) else nn.Linear(image.dim, dim, bias=False)
         )

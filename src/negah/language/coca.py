@@ -4,6 +4,8 @@ Yu et al. 2022, "CoCa: Contrastive Captioners are Image-Text Foundation Models",
 
     loss = 1 * contrast(picture's vector, text's vector) + 2 * mean of -log p(token | tokens before it, picture)
 
+a mean over the tokens of all processes that train together.
+
 The first half of the text transformer does not see the picture.  A learned token at the end of the text, which sees all
 of it, becomes the text's vector; no word sees that token, so the words' vectors go on into the second half, which asks
 the picture after each block.  Attention poolers ask the picture: many queries for the captioner, one for the contrast.
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from negah.language.clip import MOST, START
 from negah.language.generate import generate
+from negah.losses.caption import IGNORED, caption_loss
 from negah.losses.contrast import contrast
 from negah.nn.pooling import AttentionPooler
 from negah.nn.text import Decoder, Past, TextBlock, text_blocks
@@ -34,7 +37,6 @@ from negah.nn.vit import Activation, ViT
 from negah.train import Objective
 
 Poolers = Literal["cascade", "parallel", "shared"]
-IGNORED = -100  # a target that no loss is taken of
 
 
 class CoCa(Objective):
@@ -123,11 +125,12 @@ class CoCa(Objective):
         text, words = self.read(ids)
         logits = self.output(self.decoder(words[:, :-1], places))
         wanted = ids[:, 1:].masked_fill(~there(ids, self.end)[:, 1:], IGNORED)
-        caption = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED)
+        written = caption_loss(logits, wanted)
         scale, groups = self.log_scale.exp(), (same[0], same[0]) if same else None
         near = contrast(vector, text, temperature=1 / scale, groups=groups, symmetric=True)
         return {
-            "loss": near + 2 * caption, "contrast": near.detach(), "caption": caption.detach(), "scale": scale.detach()
+            "loss": near + 2 * written, "contrast": near.detach(), "caption": written.detach(),
+            "scale": scale.detach(),
         }  # fmt: skip
 
     def caption(

@@ -4,6 +4,8 @@ Wang et al. 2021, "SimVLM: Simple Visual Language Model Pretraining with Weak Su
 
     loss = - mean over the tokens behind the prefix of  log p(token | tokens before it, prefix)
 
+a mean over the tokens of all processes that train together.
+
 The encoder reads the picture's patches and the first p words, each seeing all others; the decoder writes the words
 p + 1, p + 2, ..., end, each seeing those before it and all of the encoder.  p is drawn for each text anew, from no
 words to all of them; the picture is always in the prefix.  Patches come out of the first stages of a residual network
@@ -20,18 +22,18 @@ layer is the embedding of the tokens, transposed.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
+from negah import ranks
 from negah.language.generate import generate
+from negah.losses.caption import IGNORED, caption_loss
 from negah.nn.backbone import normalised, own_statistics
+from negah.nn.norm import globalise
 from negah.nn.resnet import ResNet
 from negah.nn.text import Decoder, Past, TextBlock, text_blocks
 from negah.nn.vit import IMAGENET_MEAN, IMAGENET_STD
 from negah.train import Objective
-
-IGNORED = -100  # a target that no loss is taken of
 
 
 class SimVLM(Objective):
@@ -61,6 +63,7 @@ class SimVLM(Objective):
         }  # fmt: skip
         own_statistics(self, mean, std)
         self.stem, self.into = stem, nn.Linear(stem.dim, dim)
+        globalise(stem)  # as one process would train on the whole batch
         self.tokens = nn.Embedding(vocabulary, dim)
         self.places = nn.Parameter(torch.randn(places, dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(length, dim) * 0.02)
@@ -143,5 +146,5 @@ class SimVLM(Objective):
         wanted = ids.gather(1, (place + 1).clamp(max=ids.shape[1] - 1))
         wanted = wanted.masked_fill(place + 1 > ends[:, None], IGNORED)
         logits = self.write(shifted, count, memory, seen)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=IGNORED)
-        return {"loss": loss, "perplexity": loss.detach().exp()}
+        loss = caption_loss(logits, wanted)
+        return {"loss": loss, "perplexity": ranks.mean(loss.detach()).exp()}
