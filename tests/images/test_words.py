@@ -67,7 +67,7 @@ def test_arrays_differ_from_the_roof_about_them():
 
 def test_all_five_captions_are_true_and_differ():
     """Things that are missing are not named, unless as missing, and what is there is never called missing."""
-    words = {"panels": ("solar",), "pool": ("pool",), "trees": ("tree",), "street": ("street", "road")}
+    words = {"panels": ("solar",), "pool": ("pool",), "trees": ("trees",), "street": ("street", "road")}
     for number in range(7, 432, 41):
         found = described(64, 0.5, seed=number, what=compositions()[number])
         assert len(found.captions) == 5 and len(set(found.captions)) == 5
