@@ -28,11 +28,12 @@ def parts(mask: np.ndarray) -> int:
     return ndimage.label(mask > 0.5)[1]
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_first_caption_is_what_the_masks_show(seed):
-    found = described(104, 0.3, seed=seed)
+@pytest.mark.parametrize("number", range(7, 432, 41))  # all values of all attributes
+def test_the_first_caption_is_what_the_masks_show(number):
+    what = compositions()[number]
+    found = described(104, 0.3, seed=number, what=what)
     said = told(found.captions[0])
-    assert said == found.composition._asdict()
+    assert said == found.composition._asdict() == what._asdict()
     assert {name: mask.shape for name, mask in found.masks.items()} == dict.fromkeys(
         ("house", "array", "pool", "tree", "street"), (104, 104)
     )
@@ -66,9 +67,9 @@ def test_arrays_differ_from_the_roof_about_them():
 
 def test_all_five_captions_are_true_and_differ():
     """Things that are missing are not named, unless as missing, and what is there is never called missing."""
-    words = {"panels": ("solar",), "pool": ("pool",), "trees": ("tree",), "street": ("street", "road")}
-    for seed in range(12):
-        found = described(64, 0.5, seed=seed)
+    words = {"panels": ("solar",), "pool": ("pool",), "trees": ("trees",), "street": ("street", "road")}
+    for number in range(7, 432, 41):
+        found = described(64, 0.5, seed=number, what=compositions()[number])
         assert len(found.captions) == 5 and len(set(found.captions)) == 5
         what = found.composition._asdict()
         for text in found.captions[1:]:

@@ -82,18 +82,25 @@ def render(
         found = truth(sketch.arrays, window)
         if not wanted or sum(panel.plan_area_m2 for panel in found) >= 2:
             break
-    noise = np.random.default_rng(mix(seed, 1)).standard_normal((wide.height, wide.width, 3), dtype=np.float32)
-    radiance, cover = paint(sketch, wide, camera.shadow, subdivision(gsd_m))
+    image, mask = photograph(sketch, window, camera, np.random.default_rng(mix(seed, 1)))
+    objects = count(sketch, window, found)
+    return Scene(image, mask, gsd_m, found, describe(objects, town, found), objects)
+
+
+def photograph(
+    sketch: Sketch, window: Window, camera: Camera, noise: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """What a camera makes of a window, [h, w, 3], and the part of each pixel that is module, [h, w]."""
+    wide = window.grown(camera.reach)
+    grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
+    radiance, cover = paint(sketch, wide, camera.shadow, subdivision(window.gsd))
     cut = slice(camera.reach, -camera.reach)
     exposure = (
         camera.level / float(radiance.mean())
     ) ** 0.7  # automatic, as far as a flight's settings follow one scene
-    image = develop(radiance, camera, noise, exposure)[cut, cut]
-    if camera.jpeg:
-        image = jpeg(image, camera.jpeg)
-    mask = np.ascontiguousarray(cover[cut, cut])
-    objects = count(sketch, window, found)
-    return Scene(np.ascontiguousarray(image), mask, gsd_m, found, describe(objects, town, found), objects)
+    image = develop(radiance, camera, grain, exposure)[cut, cut]
+    image = jpeg(image, camera.jpeg) if camera.jpeg else np.ascontiguousarray(image)
+    return image, np.ascontiguousarray(cover[cut, cut])
 
 
 def viewpoint(rng: Random, wanted: bool) -> tuple[Town, float, float]:

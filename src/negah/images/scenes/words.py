@@ -27,8 +27,8 @@ from scipy import ndimage
 from negah.errors import InputError
 from negah.images.scenes import sketch as s
 from negah.images.scenes.house import Wish, house
-from negah.images.scenes.paint import Camera, Window, develop, paint, rasterise, shrink, subdivision
-from negah.images.scenes.render import jpeg, listed
+from negah.images.scenes.paint import Camera, Window, rasterise, shrink, subdivision
+from negah.images.scenes.render import listed, photograph
 from negah.images.scenes.sketch import Colour, Ink, Point, Pose, Sketch, Sun, box, vary
 from negah.images.scenes.things import ROOFS, draw_style, ground_ink, pool, tree
 from negah.images.scenes.town import mix
@@ -184,8 +184,7 @@ def _attempt(
         _street(plot)
     if not _houses(plot, what) or (what.pool == "one" and not _pool(plot)) or not _trees(plot, what):
         return None
-    cells = subdivision(gsd_m)
-    masks = _masks(plot, cells)
+    masks = _masks(plot, subdivision(gsd_m))
     if masks is None:
         return None
     camera = Camera.draw(rng)
@@ -195,13 +194,7 @@ def _attempt(
         saturation=max(0.95, camera.saturation), haze=min(0.25, camera.haze), level=max(110, camera.level),
         shadow=(r, g, b),
     )  # fmt: skip
-    wide = window.grown(camera.reach)
-    radiance, cover = paint(plot.sketch, wide, camera.shadow, cells)
-    grain = noise.standard_normal(radiance.shape, dtype=np.float32)
-    cut = slice(camera.reach, -camera.reach)
-    image = develop(radiance, camera, grain, (camera.level / float(radiance.mean())) ** 0.7)[cut, cut]
-    image = jpeg(image, camera.jpeg) if camera.jpeg else np.ascontiguousarray(image)
-    masks["array"] = np.ascontiguousarray(cover[cut, cut])
+    image, masks["array"] = photograph(plot.sketch, window, camera, noise)
     return (image, masks) if _plain(image, masks, what) else None
 
 
