@@ -64,7 +64,7 @@ from negah.solar.outputs import (
     heatmap_names,
     write_failures,
     write_json,
-    write_panels,
+    write_layer,
     write_parcels,
     write_tiles,
 )  # fmt: skip
@@ -180,7 +180,7 @@ def survey(
                 write_failures(path, failures)
             made = _map(plan, ledger, assembly, power, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
-            write_panels(assembly, on_earth, in_pixels)
+            write_layer(assembly, "panels", on_earth, in_pixels)
             notes = notes_of(plan, ledger, measure, options, power, made.drawn)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
