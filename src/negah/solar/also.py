@@ -35,7 +35,9 @@ from negah.solar.plan import Failure, Layout, Plan, PlannedSource, chunks
 from negah.solar.regions import Region, apply
 from negah.solar.survey import Loaded, Readers
 
-BATCH = 64  # pictures that the model looks at together; what shares a batch is the plan's, so results repeat bit for bit
+BATCH = (
+    64  # pictures that the model looks at together; what shares a batch is the plan's, so results repeat bit for bit
+)
 BLOCK = 65_536  # vectors in memory at a time
 COLUMNS = ("source", "window", "bounds", "query", "cosine", "standing")
 UNUSUAL = 0.99  # standing from which a window is counted
@@ -46,7 +48,7 @@ Look = Callable[[UInt8[Tensor, "batch 3 h w"]], Float[Tensor, "batch dim"]]
 
 @dataclass(frozen=True)
 class Question:
-    """Words, their unit vector, and the cosines of reference pictures with it, in ascending order, if there are some."""
+    """Words, their unit vector, and the cosines of reference pictures with it, ascending; None without any."""
 
     words: str
     vector: Float[ndarray, " dim"]
@@ -147,7 +149,9 @@ def look_around(
                 if number not in wanted:
                     continue
                 if place in loaded.failed:
-                    before = failures.get(source.position, Failure(source.position, source.name, 0, loaded.failed[place]))
+                    before = failures.get(
+                        source.position, Failure(source.position, source.name, 0, loaded.failed[place])
+                    )
                     failures[source.position] = replace(before, windows=before.windows + 1)
                 else:
                     found.append((number, vectors[place].tobytes()))
@@ -158,7 +162,7 @@ def look_around(
 
 
 def _vectors(loaded: Loaded, look: Look, device: torch.device | str) -> Float[ndarray, "batch dim"]:
-    """Of all pictures, also those that could not be read: so the batch is the plan's.  What is not finite has failed."""
+    """Of all pictures, also those that could not be read, so that the batch is the plan's.  Not finite: failed."""
     images = torch.from_numpy(loaded.rgb).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode():
         vectors = look(images).float().cpu().numpy()
@@ -260,7 +264,7 @@ def frames(
 
     def frame(crs: str | None) -> geopandas.GeoDataFrame:
         mine = [(k, window) for k, window in rows if crs_of[window] == crs]
-        sources = [found.sources[found.source[window]] for _, window in mine]
+        sources = [found.sources[int(found.source[window])] for _, window in mine]
         indices = [int(found.index[window]) for _, window in mine]
         data = {
             "source": pd.Series([source.name for source in sources], dtype="str"),
