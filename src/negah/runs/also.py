@@ -46,7 +46,7 @@ PICTURE = 256  # pixels along such a picture, at most
 QUOTED = 40  # letters of a query in a message
 
 CAUTION = (
-    "Something always ranks first, whether it is there or not. How often these words are right was not checked, and for "
+    "Something always ranks first, whether it is there or not. How often these words are right was not checked; for "
     "words that the model was never taught both figures may be wrong: look at the pictures."
 )
 
@@ -96,7 +96,7 @@ class Answer:
         text = f"{self.windows:,} windows were looked at"
         if self.unusual is not None:
             text = (
-                f"{self.unusual:,} of {self.windows:,} windows score higher than {UNUSUAL:.0%} of the reference "
+                f"{self.unusual:,} of {self.windows:,} windows score higher than {100 * UNUSUAL:g} % of the reference "
                 f"pictures; about {self.by_chance:,.3g} would if this place were like them"
             )
         if self.in_pieces:
