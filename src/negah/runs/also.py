@@ -19,7 +19,7 @@ from negah.language.coca import CoCa
 from negah.language.load import gsd_of, reference_of
 from negah.language.tokens import Tokenizer
 from negah.runs.record import digest
-from negah.runs.search import described_in
+from negah.runs.search import described_by
 from negah.solar.also import (
     BATCH,
     UNUSUAL,
@@ -111,8 +111,8 @@ def asking(queries: Sequence[str], model: str, device: torch.device) -> Asking:
     Raises InputError for words that cannot be asked, WeightsError for what is no CLIP or CoCa: before anything is done.
     """
     _check(queries)
-    checkpoint = read(model)
-    clip, tokens = described_in(checkpoint, model, None)
+    clip, tokens = described_by(model, None)
+    checkpoint = read(model)  # once more, for what stands beside the model
     reference = reference_of(checkpoint)
     if reference is not None and reference.shape[1] != clip.dim:
         raise WeightsError(f"{model} has reference vectors of {reference.shape[1]} numbers, and its own are {clip.dim}")
