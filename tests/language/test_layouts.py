@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from negah import language
 from negah.errors import WeightsError
-from negah.language.load import read, save, tokenizer_of
+from negah.language.load import gsd_of, read, reference_of, save, tokenizer_of
 from negah.language.tokens import Tokenizer
 
 TOLERANCE = 1e-5
@@ -142,6 +142,23 @@ def test_ours_come_back_with_their_tokens(tmp_path):
         found = tokenizer_of(read(tmp_path / "ours.safetensors"))
         assert torch.equal(found(["a solar roof"]), tokens(["a solar roof"]))
         assert load_file(tmp_path / "ours.safetensors")["log_scale"].dtype == torch.float32
+
+
+def test_reference_pictures_and_ground_size_come_back(tmp_path):
+    theirs = of_open_clip(VISION["vit"], quick=False)
+    save_file(plain(theirs.state_dict()), tmp_path / "theirs.safetensors")
+    checkpoint = read(tmp_path / "theirs.safetensors")
+    assert reference_of(checkpoint) is None and gsd_of(checkpoint) is None
+    ours = language.load(tmp_path / "theirs.safetensors")
+    vectors = torch.nn.functional.normalize(torch.randn(5, ours.dim), dim=1)
+    path = save(ours, tmp_path / "ours.safetensors", reference=vectors, gsd_m=0.6)
+    assert (language.load(path).logits(pictures(), IDS) - ours.logits(pictures(), IDS)).abs().max() < 0.1
+    found = reference_of(read(path))
+    assert found is not None and (found - vectors).abs().max() < 1e-3 and gsd_of(read(path)) == 0.6
+    for bad in (torch.ones(0, 4), torch.full((2, 4), torch.nan)):
+        save(ours, path, reference=bad)
+        with pytest.raises(WeightsError, match="reference vectors that are none"):
+            reference_of(read(path))
 
 
 def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

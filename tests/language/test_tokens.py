@@ -41,6 +41,12 @@ def test_long_texts_lose_their_last_tokens_and_keep_an_end(tokens):
     assert ids[0] == tokens.start and ids[-1] == tokens.end and len(set(ids[1:-1].tolist())) == 1
 
 
+def test_words_that_were_rare_are_told(tokens):
+    assert tokens.count("house " * 10_000) == 10_000 and tokens.count(" \n") == 0
+    assert tokens.in_pieces("A swimming  POOL on the roof") == []
+    assert tokens.in_pieces("a wombat's house, خانه 🌞") == ["wombat", "'s", "خانه", "🌞"]
+
+
 def test_texts_are_independent_of_their_batch(tokens):
     texts = ["a pool", "", "an airport with many planes"]
     assert torch.equal(tokens(texts), torch.cat([tokens([text]) for text in texts]))

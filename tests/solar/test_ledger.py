@@ -140,3 +140,30 @@ def test_begun_tells_a_survey_from_an_empty_file(tmp_path):
     begun(tmp_path).close()
     assert Ledger.begun(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [FILE]  # the log is folded in
+
+
+def test_what_was_seen_is_kept_until_another_model_looks_or_the_file_changes(tmp_path):
+    def axis(size: int) -> Axis:
+        return Axis(size, 8, 8, 1, 8)
+
+    ground = Ground([0.0], [0.0], [[1.0]])
+    plan = Plan(
+        [PlannedSource(k, f"{k}.tif", 16, 8, None, None, 1.0, True, Layout(axis(16), axis(8)), ground, 2 * k, ())
+         for k in range(2)], [],
+    )  # fmt: skip
+    with Ledger(tmp_path) as ledger:
+        ledger.begin(FINGERPRINT, INPUTS, plan)
+        ledger.commit([scored(0, 0.1), Window(1, 0, "nodata"), scored(2, 0.2), scored(3, 0.3)], [], 1.0)
+        ledger.look_with("a")
+        assert ledger.unseen(0, 4) == [0, 2, 3] and ledger.looked == (0, 3)
+        ledger.see([(0, b"zero"), (2, b"two")])
+        assert ledger.unseen(0, 4) == [3] and ledger.looked == (2, 3)
+        with pytest.raises(OutputError):
+            ledger.see([(3, b"three"), (0, b"again")])
+    with Ledger(tmp_path) as ledger:
+        ledger.look_with("a")
+        assert list(ledger.looks(0, 4)) == [(0, b"zero"), (2, b"two"), (3, None)]
+        ledger.take_up(INPUTS, Plan([], []), plan.sources[1:])
+        assert list(ledger.looks(0, 4)) == [(0, b"zero")] and ledger.looked == (1, 1)
+        ledger.look_with("b")
+        assert ledger.unseen(0, 4) == [0]

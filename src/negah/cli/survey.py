@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from negah.cli import show
+from negah.runs import DESCRIBER
 
 
 @dataclass(kw_only=True)
@@ -22,6 +23,7 @@ class Survey(show.Verb):
     Example:
         negah survey town.tif --out map
         negah survey tiles/ --out map --gsd 0.3 --json > map.json
+        negah survey town.tif --also "swimming pool" --also "tennis court"
         negah survey town.tif --aoi quarter.geojson --parcels parcels.gpkg --overlap 0.25
     """
 
@@ -51,6 +53,10 @@ class Survey(show.Verb):
     """Polygons to sum the results up by."""
     calibration: Annotated[Path | None, arg(metavar="FILE")] = None
     """Areas calibrated for your region, by `negah calibrate`."""
+    also: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="WORDS")] = ()
+    """Also say which windows these words fit best, and how that compares with ordinary pictures."""
+    also_model: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
+    """A CLIP or CoCa that compares them: a bundled name, a file, a folder, a name of the Hugging Face hub."""
     label_next: Annotated[int | None, arg(metavar="N")] = None
     """Draw N windows whose labels would narrow the total most, into label-next.csv in the output folder."""
     labels: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -82,7 +88,7 @@ class Survey(show.Verb):
             gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
             m2_per_kw=self.m2_per_kw, year=self.year, tilt=self.tilt, label_next=self.label_next, labels=self.labels,
             precision=self.precision, overwrite=self.overwrite,
-            calibration=self.calibration,
+            calibration=self.calibration, also=self.also, also_model=self.also_model,
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:
             given = {"model": self.model} if self.head is None else {"backbone": self.backbone, "head": self.head}
@@ -94,6 +100,8 @@ class Survey(show.Verb):
                 [(label, *value.partition("\n")[::2]) for label, value in totals(summary).items()],
                 title="Solar panels",
             )
+            if summary.also:
+                show.table([(answer.query, answer.told) for answer in summary.also], title="In your words")
             failed = [(failure.source, failure.reason) for failure in summary.failures]
             show.failures(failed, more=f"more failed: see {out / 'failures.csv'}")
             show.stdout().print(f"report: {summary.report}")

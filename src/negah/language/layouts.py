@@ -38,9 +38,12 @@ from negah.nn.vit import Activation, ViT
 Model = CLIP | CoCa | SimVLM
 Layout = Literal["negah", "openai", "transformers", "coca"]
 
-# Beside the model in a file: what OpenAI's archives say of themselves, and numbers that follow from the model.
+# Beside the model in a file: what OpenAI's archives say of themselves, numbers that follow from the model, and vectors
+# of reference pictures.
+REFERENCE = "reference"
 BESIDE = re.compile(
-    r"input_resolution|context_length|vocab_size|attn_mask|.*num_batches_tracked|.*embeddings\.position_ids"
+    r"input_resolution|context_length|vocab_size|attn_mask|.*num_batches_tracked|.*embeddings\.position_ids|"
+    + REFERENCE
 )
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from negah.errors import WeightsError
 from negah.language.coca import CoCa
-from negah.language.layouts import Model, build, describe, fit, recognise
+from negah.language.layouts import REFERENCE, Model, build, describe, fit, recognise
 from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 from negah.nn.vit import Activation, ViT
@@ -95,9 +97,14 @@ def model_of(checkpoint: Checkpoint, *, activation: Activation | None = None) ->
 
 
 def save(
-    model: Model, path: Path | str, *, tokens: Tokenizer | None = None, dtype: torch.dtype = torch.float16
-) -> Path:
+    model: Model, path: Path | str, *, tokens: Tokenizer | None = None, gsd_m: float | None = None,
+    reference: Float[Tensor, "picture dim"] | None = None, dtype: torch.dtype = torch.float16,
+) -> Path:  # fmt: skip
     """Write a .safetensors file from which `load` restores the model, and `tokenizer_of` its tokenizer.
+
+    Args:
+        gsd_m: metres on the ground of a pixel of the pictures that it learned from, as it takes them; see `gsd_of`.
+        reference: vectors of ordinary pictures, see `reference_of`.
 
     Raises WeightsError for a path that does not end in .safetensors, OutputError when it cannot be written.
     """
@@ -112,7 +119,9 @@ def save(
         kind = "image" if isinstance(model.image, ViT) else "resnet"
         described = {kind: model.image.config, "text": model.text.config, "dim": model.dim, "end": model.end}
     tensors = {name: _stored(value, dtype) for name, value in model.state_dict().items()}
-    kept: dict[str, Any] = {"language": described} | ({"tokens": tokens.to_json()} if tokens else {})
+    if reference is not None:
+        tensors[REFERENCE] = _stored(reference, dtype)
+    kept: dict[str, Any] = {"language": described, "gsd_m": gsd_m} | ({"tokens": tokens.to_json()} if tokens else {})
     write_tensors(tensors, path, {"format": "pt", "negah": json.dumps(kept, sort_keys=True)})
     return path
 
@@ -124,6 +133,24 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             f"{checkpoint.origin} holds no tokenizer: give Tokenizer.of_folder the folder of its vocabulary"
         )
     return Tokenizer.of_json(checkpoint.negah["tokens"])
+
+
+def gsd_of(checkpoint: Checkpoint) -> float | None:
+    """Metres on the ground of a pixel of the pictures that the model learned from; None where its file does not say."""
+    return checkpoint.negah.get("gsd_m")
+
+
+def reference_of(checkpoint: Checkpoint) -> Float[Tensor, "picture dim"] | None:
+    """Unit vectors of ordinary pictures of many kinds, by which a cosine can be judged; None where its file has none.
+
+    Raises WeightsError for what is no list of vectors.
+    """
+    vectors = checkpoint.content.get(REFERENCE)
+    if vectors is None:
+        return None
+    if vectors.ndim != 2 or not len(vectors) or not vectors.isfinite().all():
+        raise WeightsError(f"{checkpoint.origin} has reference vectors that are none: write it anew")
+    return F.normalize(vectors.float(), dim=1)
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ ids = tokens(["a photo of solar panels"])           [1, length], padded behind t
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -107,6 +108,20 @@ class Tokenizer:
             ids = [self.start, *code.ids[:most], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return found
+
+    def count(self, text: str) -> int:
+        """Number of a text's tokens, however many there are, without start and end."""
+        return len(self.pairs.encode(text, add_special_tokens=False).ids)
+
+    def in_pieces(self, text: str) -> list[str]:
+        """Words of a text that have no token of their own: the vocabulary was made of texts in which they were rare."""
+        code = self.pairs.encode(text, add_special_tokens=False)
+        spans = [(word, *span) for word, span in zip(code.word_ids, code.offsets)]
+        broken = [word for word, parts in Counter(code.word_ids).items() if parts > 1]
+        return [
+            text[min(first for k, first, _ in spans if k == word) : max(end for k, _, end in spans if k == word)]
+            for word in broken
+        ]
 
     def text(self, ids: Int[Tensor, " token"] | Sequence[int]) -> str:
         """The text of some token numbers, up to the end token, without the marks."""

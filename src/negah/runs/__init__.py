@@ -1,1 +1,4 @@
 """One function per verb: the only place where rooms are composed."""
+
+DESCRIBER = "negah/describe-tiny"
+"""The bundled model of pictures and words: what verbs that take words use unless another is named."""

@@ -32,7 +32,7 @@ from negah.images.sources import Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
-from negah.runs import labels
+from negah.runs import also, labels
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
     LABELLED,
@@ -64,7 +64,7 @@ from negah.solar.outputs import (
     heatmap_names,
     write_failures,
     write_json,
-    write_panels,
+    write_layer,
     write_parcels,
     write_tiles,
 )  # fmt: skip
@@ -114,6 +114,7 @@ def survey(
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
     labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
+    asked = also.asking(options.also, options.also_model, device) if options.also else None
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = uses_bf16(options.precision, device)
     measure = Measure(threshold, info.area_ratio, calibration)
@@ -169,18 +170,25 @@ def survey(
             # a chunk that is read again counts for all its windows there, more than the failed ones that it has
             progress=lambda done, total: progress("windows", min(done - again, total), total),
         )  # fmt: skip
+        unseen = []
+        if asked is not None:
+            unseen = also.look(
+                asked, plan, sources, ledger, region=region, threads=threads, device=device,
+                progress=partial(progress, "words"),
+            )  # fmt: skip
         # The files list sources as they were given, whenever they joined the plan.
         plan = replace(plan, sources=sorted(plan.sources, key=lambda source: source.position))
 
         with gdal_settings(cache=FILES_CACHE), Assembly(out) as assembly:
             with assembly.file("tiles.csv") as path:
                 write_tiles(path, ledger, plan)
-            failures = ledger.failures()
+            failures = also.joined(ledger.failures(), unseen)
             with assembly.file("failures.csv") as path:
                 write_failures(path, failures)
             made = _map(plan, ledger, assembly, power, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
-            write_panels(assembly, on_earth, in_pixels)
+            write_layer(assembly, "panels", on_earth, in_pixels)
+            answers, sections = also.answer(asked, plan, sources, ledger, assembly) if asked else ([], [])
             notes = notes_of(plan, ledger, measure, options, power, made.drawn)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
@@ -211,6 +219,7 @@ def survey(
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
+                also=answers,
             )  # fmt: skip
             provenance = {
                 "model": fingerprint["model"],
@@ -220,6 +229,7 @@ def survey(
                 "threshold": f"{threshold:g}",
                 **({"calibration": str(options.calibration)} if options.calibration else {}),
                 **({"labels": str(options.labels)} if options.labels else {}),
+                **({"words": asked.words} if asked else {}),
                 **power.words(),
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }
@@ -241,6 +251,8 @@ def survey(
                 not_looked_at=not_looked_at(summary),
                 notes=notes,
                 provenance=provenance,
+                asked=sections,
+                asked_lead=also.lead(asked) if asked else "",
                 **audit_texts(calibration),
             )
             with assembly.file("report.html") as path:
@@ -256,6 +268,7 @@ def survey(
                     "fingerprint": fingerprint,
                     "seeds": {"windows to label": LABEL_SEED} if to_label else {},  # nothing else is random
                     "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
+                    **({"also": asked.about} if asked else {}),
                     "versions": versions(),
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),

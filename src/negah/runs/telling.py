@@ -1,10 +1,12 @@
 """What a survey is asked and what it answers, in figures and in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from negah.runs import DESCRIBER
+from negah.runs.also import Answer
 from negah.solar.calibration import Calibration
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import Drawn
@@ -38,6 +40,7 @@ class Options:
     label_next: how many windows to draw for labelling.  labels: what came of it, see `negah.solar.sampling`.
     precision: "auto" takes bfloat16 where the hardware multiplies it natively.
     overwrite: discard what an earlier survey left in the folder.  calibration: file of `negah calibrate`.
+    also: what to look for besides, in words.  also_model: compares them with the windows, see `negah.language.load`.
     """
 
     gsd: float | None = None
@@ -53,6 +56,8 @@ class Options:
     precision: Precision = "auto"
     overwrite: bool = False
     calibration: Path | None = None
+    also: Sequence[str] = ()
+    also_model: str = DESCRIBER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +88,7 @@ class Summary:
     windows_per_s: float
     notes: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    also: list[Answer] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:

@@ -12,6 +12,7 @@ the next run; its row says that it failed until its chunk is committed once more
              factor is what a calibration multiplies them with where they count for areas;
              abstained says why the area should not be relied on
     failures inputs and windows that could not be read, with the reason
+    looks    what a model of pictures and words saw at a window: its vector as float16 (see `negah.solar.also`)
 """
 
 import json
@@ -29,7 +30,7 @@ from numpy import ndarray
 from negah.errors import OutputError
 from negah.solar.plan import Failure, Plan, PlannedSource
 
-FORMAT = 3
+FORMAT = 4
 FILE = "ledger.sqlite"
 
 SCHEMA = """
@@ -41,6 +42,7 @@ CREATE TABLE windows (id INTEGER PRIMARY KEY, source INTEGER, status TEXT, proba
                       abstained TEXT);
 CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
 CREATE INDEX failed ON failures (window);
+CREATE TABLE looks (window INTEGER PRIMARY KEY, vector BLOB);
 """
 
 REASONS = "; "  # between the reasons for abstaining
@@ -135,7 +137,7 @@ class Ledger:
         with self._transaction():
             for statement in SCHEMA.strip().split(";"):
                 self._db.execute(statement)
-            about = {"format": FORMAT, "seconds": 0.0, "fingerprint": dict(fingerprint)}
+            about = {"format": FORMAT, "seconds": 0.0, "fingerprint": dict(fingerprint), "looks": None}
             self._db.executemany("INSERT INTO about VALUES (?, ?)", [(k, json.dumps(v)) for k, v in about.items()])
             self._db.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?)", ((i, *x) for i, x in enumerate(inputs)))
             self._add(plan)
@@ -196,6 +198,7 @@ class Ledger:
             for source in repaired:
                 mine = source.first, source.first + len(source.layout)
                 self._db.execute("DELETE FROM failures WHERE source = ?", (source.position,))
+                self._db.execute("DELETE FROM looks WHERE window >= ? AND window < ?", mine)
                 self._db.execute(
                     "UPDATE windows SET status = 'failed', probability = NULL, area_m2 = NULL, area_low = NULL, "
                     "area_high = NULL, cells = NULL, factor = NULL, abstained = NULL "
@@ -233,6 +236,36 @@ class Ledger:
             self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
             self._db.executemany("INSERT INTO failures VALUES (?, ?, ?, ?)", failed)
             self._db.execute("UPDATE about SET value = ? WHERE key = 'seconds'", (json.dumps(self.seconds + seconds),))
+
+    def look_with(self, model: str) -> None:
+        """From now on what was seen is this model's; what another one saw is forgotten."""
+        if self._about("looks") != model:
+            with self._transaction():
+                self._db.execute("DELETE FROM looks")
+                self._db.execute("UPDATE about SET value = ? WHERE key = 'looks'", (json.dumps(model),))
+
+    def unseen(self, first: int, end: int) -> list[int]:
+        """Which of the windows [first, end) were scored but not looked at."""
+        return [k for k, vector in self.looks(first, end) if vector is None]
+
+    def see(self, looks: Iterable[tuple[int, bytes]]) -> None:
+        """Record what was seen at some windows."""
+        with self._transaction():
+            self._db.executemany("INSERT INTO looks VALUES (?, ?)", looks)
+
+    def looks(self, first: int, end: int) -> Iterator[tuple[int, bytes | None]]:
+        """What was seen at each of the windows [first, end) that were scored; None where nothing was, so far."""
+        return self._all(
+            "SELECT id, vector FROM windows LEFT JOIN looks ON window = id "
+            "WHERE id >= ? AND id < ? AND probability IS NOT NULL ORDER BY id", first, end,
+        )  # fmt: skip
+
+    @property
+    def looked(self) -> tuple[int, int]:
+        """Number of windows that were looked at, and that were scored."""
+        return self._one("SELECT count(*) FROM looks"), self._one(
+            "SELECT count(*) FROM windows WHERE probability IS NOT NULL"
+        )
 
     def windows(self, first: int = 0, end: int | None = None) -> Iterator[Window]:
         """Finished windows in order, read as they are asked for."""

@@ -8,6 +8,7 @@ panels-pixel.parquet .gpkg panels of sources without a CRS, in pixels, where oth
 heatmap.tif                cells of the raster: panel fraction and probability, a cloud-optimised GeoTIFF;
                            heatmaps/NAME.tif for each source of more than one window where there are several
 parcels.parquet .csv       the given parcels with what lies on each
+also.csv, also.* as panels windows by how well the user's words fit them (see `negah.solar.also`)
 report.html, run.json      for people, for machines
 """
 
@@ -46,7 +47,8 @@ from negah.solar.regions import apply
 CORNER = ".assembling"
 NAMES = (
     "tiles.csv", "failures.csv", "panels.parquet", "panels.gpkg", "panels.geojson", "panels-pixel.parquet",
-    "panels-pixel.gpkg", "heatmap.tif", "heatmaps", "parcels.parquet", "parcels.csv", "report.html", "run.json",
+    "panels-pixel.gpkg", "heatmap.tif", "heatmaps", "parcels.parquet", "parcels.csv", "also.csv", "also.parquet",
+    "also.gpkg", "also.geojson", "also-pixel.parquet", "also-pixel.gpkg", "report.html", "run.json",
 )  # fmt: skip
 """All that a survey may write beside its ledger."""
 LEDGER_FILES = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal")
@@ -317,14 +319,16 @@ class Panels:
         return geopandas.GeoDataFrame(data, geometry=geopandas.GeoSeries(shapes, crs=crs))
 
 
-def write_panels(assembly: Assembly, on_earth: geopandas.GeoDataFrame | None, in_pixels: geopandas.GeoDataFrame | None):
-    """panels.* and, where sources with and without a CRS are mixed, panels-pixel.*"""
+def write_layer(
+    assembly: Assembly, name: str, on_earth: geopandas.GeoDataFrame | None, in_pixels: geopandas.GeoDataFrame | None
+) -> None:
+    """NAME.* and, where sources with and without a CRS are mixed, NAME-pixel.*"""
     if on_earth is not None:
-        _write_frame(assembly, "panels", on_earth)
-        with assembly.file("panels.geojson") as path:
+        _write_frame(assembly, name, on_earth)
+        with assembly.file(f"{name}.geojson") as path:
             on_earth.to_crs(WGS84).to_file(path, driver="GeoJSON", engine="pyogrio", RFC7946="YES")
     if in_pixels is not None:
-        _write_frame(assembly, "panels" if on_earth is None else "panels-pixel", in_pixels)
+        _write_frame(assembly, name if on_earth is None else f"{name}-pixel", in_pixels)
 
 
 def write_parcels(assembly: Assembly, parcels: geopandas.GeoDataFrame) -> None:
@@ -365,7 +369,7 @@ def _write_frame(assembly: Assembly, name: str, frame: geopandas.GeoDataFrame) -
     with assembly.file(f"{name}.gpkg") as path, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'crs' was not provided")  # pixels have none, as the notes say
         kind = {"geometry_type": "MultiPolygon", "promote_to_multi": True}  # parts of both kinds, or none
-        frame.to_file(path, driver="GPKG", layer="panels", engine="pyogrio", **kind)
+        frame.to_file(path, driver="GPKG", layer=name.removesuffix("-pixel"), engine="pyogrio", **kind)
 
 
 def _polygons(shape: BaseGeometry) -> BaseGeometry:

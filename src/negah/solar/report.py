@@ -31,12 +31,14 @@ BUDGET = 4_500_000
 MAP_PIXELS = 1400
 MAPS = 40
 FINDS = 24
+ASKED = 12
 LISTED = 200
 LONGEST = 1500
-"""Most pixels along a map's longer side; maps; finds in each half of the gallery; rows in a list; letters in a text."""
+"""Most pixels along a map's longer side; maps; finds in each half of the gallery; questions; rows in a list; letters in
+a text."""
 
-OUTLINE_SHARE, MAP_SHARE, FIND_SHARE = 0.2, 0.5, 0.2
-"""How outlines, maps and the gallery share the budget; the rest is text."""
+OUTLINE_SHARE, MAP_SHARE, FIND_SHARE, ASKED_SHARE = 0.2, 0.5, 0.2, 0.05
+"""How outlines, maps, the gallery and answers share the budget; the rest is text."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,25 @@ class Overview:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A picture that was compared with words.  standing: None where there are no reference pictures."""
+
+    image: UInt8[ndarray, "h w 3"]
+    caption: str
+    cosine: float
+    standing: float | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question in words, what is told of the answer, and the pictures that fit best, best first."""
+
+    words: str
+    told: str
+    shown: Sequence[Shown]
+
+
+@dataclass(frozen=True)
 class Report:
     """All that the page shows. Texts may hold anything: they are escaped."""
 
@@ -91,6 +112,9 @@ class Report:
     audit: dict[str, str] = field(default_factory=dict)
     """Where each head of the detector looks, by what masks say; `audit_lead` says on what that was seen."""
     audit_lead: str = ""
+    asked: Sequence[Asked] = ()
+    asked_lead: str = ""
+    """What the figures of `asked` mean."""
 
 
 def write_report(report: Report, path: str | Path) -> None:
@@ -124,6 +148,7 @@ def render(report: Report) -> str:
         charts=_areas_chart(report.areas_m2, report.finds)
         + _probabilities_chart(report.probabilities, report.threshold, report.windows),
         gallery=_gallery(report),
+        asked=_asked(report),
         unseen=_unseen(report),
         notes=_list(_text(note) for note in report.notes) or '<p class="none">No notes were left.</p>',
         provenance=_facts(report.provenance),
@@ -490,6 +515,31 @@ def _card(find: Find, limit: int) -> str:
         f'<path d="{border}"/></svg></div>'
         f'<div class="p">{shown}<i><b style="width:{percent}%"></b></i></div>'
         f"<figcaption>{_text(find.caption)}</figcaption></figure></li>"
+    )
+
+
+def _asked(report: Report) -> str:
+    """A section of its own, where something was asked."""
+    if not report.asked:
+        return ""
+    shown = report.asked[:ASKED]
+    limit = int(BUDGET * ASKED_SHARE / max(1, sum(len(asked.shown) for asked in shown)))
+    out = f'<section class="gallery asked"><h2>In your words</h2><p class="lead">{_text(report.asked_lead)}</p>'
+    for asked in shown:
+        cards = "".join(_asked_card(picture, limit) for picture in asked.shown)
+        out += f'<h3>{_text(asked.words)}</h3><p>{_text(asked.told)}</p><ul class="grid">{cards}</ul>'
+    if len(report.asked) > ASKED:
+        out += f'<p class="more">and {len(report.asked) - ASKED:,} more questions, in the tables beside this page</p>'
+    return f"{out}</section>"
+
+
+def _asked_card(picture: Shown, limit: int) -> str:
+    bar = "" if picture.standing is None else f'<i><b style="width:{100 * picture.standing:.1f}%"></b></i>'
+    standing = "" if picture.standing is None else f", standing {100 * picture.standing:.1f} %"
+    return (
+        f'<li><figure><div class="photo"><img alt="{escape(picture.caption, quote=True)}" '
+        f'src="{_jpeg(picture.image, limit)}"></div><div class="p">{picture.cosine:.3f}{bar}</div>'
+        f"<figcaption>cosine{standing}<br>{_text(picture.caption)}</figcaption></figure></li>"
     )
 
 
