@@ -9,11 +9,13 @@ from PIL import Image
 
 from negah.cli.main import main
 from negah.errors import InputError, WeightsError
+from negah.language import CoCa
 from negah.language.captions import Captions
-from negah.language.load import load_both
-from negah.language.score import captions, scores
+from negah.language.load import gsd_of, load_both, reference_of
+from negah.language.score import captions, scores, vectors
 from negah.runs.caption import caption
 from negah.runs.pairs import Options, pretrain
+from negah.weights.files import read
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 200), "white": (240, 240, 240)}
 SMALL = Options(epochs=1, batch=4, size=16, vocabulary=600, length=12, width=16, layers=2)
@@ -126,3 +128,19 @@ def test_captions_of_one_pixel_and_of_drawing(data, tmp_path, capsys):
         from negah.runs.search import search
 
         search(["a field"], dot, model=str(found.model))
+
+
+def test_a_model_tells_its_ground_size_and_keeps_vectors_of_held_out_pictures(data, tmp_path):
+    held = tmp_path / "held.csv"
+    held.write_text("file,caption\nred0.png,a red field\nblue1.png,a blue field\n")
+    options = Options(**{**vars(SMALL), "extent": 32.0, "score": (str(held),)})
+    found = pretrain("coca", [str(data)], "vit-micro/8", tmp_path / "out", options)
+    checkpoint = read(found.model)
+    model, _ = load_both(str(found.model))
+    assert gsd_of(checkpoint) == 2.0
+    assert isinstance(model, CoCa)
+    expected = vectors(model, Captions.read(held, 16).images)
+    torch.testing.assert_close(reference_of(checkpoint), expected, atol=2e-3, rtol=0)
+    plain = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "plain", SMALL)
+    kept = reference_of(read(plain.model))
+    assert kept is not None and len(kept) == 8 and gsd_of(read(plain.model)) is None

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from negah.cli import show
+from negah.runs import DESCRIBER
 
 
 @dataclass(kw_only=True)
@@ -26,7 +27,7 @@ class Caption(show.Verb):
 
     images: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE...")]]
     """Pictures, folders and archives of them; of each the middle square is seen."""
-    model: Annotated[str, arg(metavar="MODEL")] = "negah/describe-tiny"
+    model: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
     """A CoCa or SimVLM: a file of `negah pretrain`, open_clip's CoCa, a name of the Hugging Face hub, a bundled one."""
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """With tokenizer.json, or vocab.json and merges.txt, for models that come without."""

@@ -78,6 +78,8 @@ class Pretrain(show.Verb):
     """Of clip, coca, simvlm: width of the text transformer (default: 256)."""
     layers: Annotated[int | None, arg(metavar="N")] = None
     """Of clip, coca, simvlm: its layers; coca and simvlm have half of them in each half (default: 6)."""
+    extent: Annotated[float | None, arg(metavar="M")] = None
+    """Of clip, coca, simvlm: metres on the ground of a picture's side, by which a survey shows them as much."""
     overhead: bool = False
     """The pictures are seen from above: quarter turns, and crops that leave small things in sight."""
     accumulate: Annotated[int, arg(metavar="N")] = 1

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from negah.cli import show
+from negah.runs import DESCRIBER
 
 
 @dataclass(kw_only=True)
@@ -19,7 +20,8 @@ class Search(show.Verb):
     Exit status 3: done, but some pictures could not be read.
 
     Example:
-        negah search "houses with solar panels" "a swimming pool" --images tiles/ --model openai-clip/
+        negah search "a harbor with boats" "a swimming pool" --images tiles/
+        negah search "houses with solar panels" --images tiles/ --model openai-clip/
         negah search like-this.jpg --images tiles/ --model openai-clip/ --index tiles.index.safetensors
     """
 
@@ -27,8 +29,9 @@ class Search(show.Verb):
     """Sentences, or paths of pictures."""
     images: Annotated[tuple[Path, ...], arg(metavar="PATH...")]
     """Pictures, folders and archives of them."""
-    model: Annotated[str, arg(metavar="MODEL")]
-    """A CLIP: a folder as transformers writes it, a file of open_clip's or OpenAI's, a name of the Hugging Face hub."""
+    model: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
+    """A CLIP or CoCa: a file of `negah pretrain`, of open_clip's or OpenAI's, a folder as transformers writes it, a name
+    of the Hugging Face hub, a bundled one."""
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """With tokenizer.json, or vocab.json and merges.txt, for models that come without."""
     best: Annotated[int, arg(metavar="N")] = 10

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.optim import AdamW
 
 from negah import __version__, ranks
 from negah.errors import InputError
-from negah.images.views import View, aerial
+from negah.images.views import View, aerial, crop
 from negah.language import CLIP, CoCa, SimVLM, Tokenizer
 from negah.language.captions import Captions, Told, joined
 from negah.language.layouts import Model
 from negah.language.load import save
-from negah.language.score import scores
+from negah.language.score import scores, vectors
 from negah.nn.backbone import Backbone, ConvBackbone, ViTBackbone
 from negah.nn.resnet import ResNet
 from negah.nn.text import TextTransformer
@@ -39,6 +41,7 @@ FREE = ("workers", "shard", "checkpoint_every")  # may change while a run is con
 STEM_STAGES = 3  # of a residual network, before SimVLM's encoder: section 3.2 of its paper
 QUERIES = 32  # of CoCa's captioner, which has 256 for pictures of 576 patches
 WARMUP = 0.05  # share of the steps
+REFERENCE = 1000  # pictures that a model's file keeps the vectors of
 NAMES = {
     "text_to_image_1": "picture found by its words, first", "image_to_text_1": "words found by their picture, first",
     "exact": "captions that people gave too",
@@ -52,8 +55,8 @@ class Options:
     size: side of the pictures in pixels; None: the backbone's.  side: of the tiles that crops are cut from, by default
     an eighth more.  vocabulary: most different tokens.  length: most tokens of a text.  width, layers: of the text
     transformer; half of the layers are in each half of CoCa, and in SimVLM's encoder and decoder.  lr: highest learning
-    rate.  overhead: the pictures are seen from above, so crops are mirrored and turned.  score: caption files that
-    nothing is learnt from.
+    rate.  overhead: the pictures are seen from above, so crops are mirrored and turned.  extent: metres on the ground
+    of a picture's side, which the model's file then tells.  score: caption files that nothing is learnt from.
     """
 
     epochs: int = 30
@@ -66,6 +69,7 @@ class Options:
     layers: int = 6
     lr: float | None = None
     overhead: bool = False
+    extent: float | None = None
     accumulate: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     shard: bool = False
@@ -91,6 +95,8 @@ class Options:
             raise InputError(f"--layers {self.layers}: give an even number, half of it for each half of the text")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise InputError(f"--lr {self.lr}: give a number above 0")
+        if self.extent is not None and not 0 < self.extent < math.inf:
+            raise InputError(f"--extent {self.extent}: give metres above 0")
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,11 @@ def pretrain(
         loss=found.history[-1]["loss"], scores=dated(found.scores, epoch), stopped=found.stopped,
         failures=[*captions.failures, *(held.failures if held else [])],
     )  # fmt: skip
-    on_first(lambda: _write(model.cpu(), tokens, record, result, found, device))
+    model = model.cpu().eval()
+    about: dict[str, Any] = {"tokens": tokens, "gsd_m": options.extent / size if options.extent else None}
+    if not isinstance(model, SimVLM):
+        about["reference"] = vectors(model, ordinary(held or captions, size))
+    on_first(lambda: _write(model, about, record, result, found, device))
     return result
 
 
@@ -216,6 +226,19 @@ def stages(resnet: ResNet, count: int) -> ResNet:
     return first
 
 
+def ordinary(captions: Captions, size: int) -> UInt8[Tensor, "picture 3 size size"]:
+    """Pictures of a caption file at equal distances, REFERENCE at most, whole: what others can be compared with.
+
+    Those that were learnt from fit a model better than others do, so held-out ones are to be preferred.
+
+    Generated ones are left out where there are others: they are all of one kind.
+    """
+    real = [i for i, name in enumerate(captions.names) if not name.startswith("scenes:")] or range(len(captions))
+    chosen = torch.linspace(0, len(real) - 1, min(REFERENCE, len(real))).round().long().tolist()
+    images = torch.stack([captions.images[real[i]] for i in chosen])
+    return crop(images, torch.tensor([[0, 0, *images.shape[2:]]] * len(images)), size)
+
+
 class Telling(Callback):
     """A line, and scores.json of the run so far, at fixed epochs and at the end."""
 
@@ -237,9 +260,9 @@ class Telling(Callback):
 
 
 def _write(
-    model: Model, tokens: Tokenizer, record: dict[str, Any], result: Result, found: FitResult, device: torch.device
+    model: Model, about: dict[str, Any], record: dict[str, Any], result: Result, found: FitResult, device: torch.device
 ) -> None:
-    out = save(model, result.model, tokens=tokens).parent
+    out = save(model, result.model, **about).parent
     write_json({**asdict(result), "model": str(result.model), "history": found.history}, out / "scores.json")
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
     write_json({**record, "finished": now(), **made_with}, out / "run.json")
