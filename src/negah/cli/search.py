@@ -30,8 +30,8 @@ class Search(show.Verb):
     images: Annotated[tuple[Path, ...], arg(metavar="PATH...")]
     """Pictures, folders and archives of them."""
     model: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
-    """A CLIP or CoCa: a file of `negah pretrain`, of open_clip's or OpenAI's, a folder as transformers writes it, a name
-    of the Hugging Face hub, a bundled one."""
+    """A CLIP or CoCa: a file of `negah pretrain`, of open_clip's or OpenAI's, a folder as transformers writes it, a
+    name of the Hugging Face hub, a bundled one."""
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """With tokenizer.json, or vocab.json and merges.txt, for models that come without."""
     best: Annotated[int, arg(metavar="N")] = 10
