@@ -50,7 +50,7 @@ SIDE, GSD_M, WIDTH, HEADS, LENGTH = 64, 0.5, 128, 4, 22
 ALL = compositions()
 NAMES = {what: number for number, what in enumerate(ALL)}
 SETS = {"train": (False, 1_000_000), "seen": (False, 2_000_000), "held_out": (True, 3_000_000)}  # held out, first seed
-CLAIM = "Exact captions of pictures of held-out compositions, best of CLIP, CoCa and SimVLM"
+CLAIM = "Captions of generated pictures whose parts were never together before, chosen among all or written"
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,14 @@ def main() -> None:
         print("A few pictures and steps: these figures show that it runs, and no result was written.")
         return
     learned = [each for each in rows if each["on"] == "held_out" and each["method"] not in BASELINES]
-    best = max(learned, key=lambda each: each["exact"])
+    exact = {each["method"]: each["exact"] for each in learned}
+    unit = (
+        f"of captions exact, chosen by CoCa among {len(ALL)}; chosen by CLIP {exact['clip_choice']:.3f}, written "
+        f"by CoCa {exact['coca_caption']:.3f}, by SimVLM {exact['simvlm_caption']:.3f}"
+    )
     print(results.write(
         "describe_scenes", claim=CLAIM, rows=rows, seeds=args.seeds, packages=("numpy", "tokenizers"),
-        headline={"value": best["exact"], "unit": f"of captions exact ({best['method']})", "target": None,
-                  "better": "higher"},
+        headline={"value": exact["coca_choice"], "unit": unit, "target": None, "better": "higher"},
         side_px=SIDE, gsd_m=GSD_M, steps=effort.steps, batch=effort.batch, lr=effort.lr,
         pictures={name: len(found.what) for name, found in sets.items()},
         compositions={"seen": sum(not held_out(what) for what in ALL), "held_out": sum(map(held_out, ALL))},

@@ -15,6 +15,7 @@ from negah.language.load import gsd_of, load_both, reference_of
 from negah.language.score import captions, scores, vectors
 from negah.runs.caption import caption
 from negah.runs.pairs import Options, pretrain
+from negah.weights import backbone
 from negah.weights.files import read
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 200), "white": (240, 240, 240)}
@@ -144,3 +145,5 @@ def test_a_model_tells_its_ground_size_and_keeps_vectors_of_held_out_pictures(da
     plain = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "plain", SMALL)
     kept = reference_of(read(plain.model))
     assert kept is not None and len(kept) == 8 and gsd_of(read(plain.model)) is None
+    with pytest.raises(WeightsError, match="a model of pictures and words, no backbone"):
+        backbone(found.model)
