@@ -194,3 +194,22 @@ def test_only_the_needed_files_are_fetched(folder, monkeypatch):
 
     (folder / "model.safetensors").rename(folder / "weights.bin")
     assert "someone/model at main has no model.safetensors" in error("someone/model")
+
+
+def test_files_beside_a_checkpoint_are_found_in_folders_and_fetched_from_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, name, *, revision, local_files_only):
+        asked.append((repository, name, revision, local_files_only))
+        if name != "vocab.json" or not local_files_only:  # out of reach, and one of them in the cache
+            raise LocalEntryNotFoundError("no network")
+        return str(tmp_path / "cache" / name)
+
+    monkeypatch.setattr(files, "hf_hub_download", download)
+    names = ("tokenizer.json", "vocab.json")
+    assert files.folder_of("owner/clip@v2", names) == tmp_path / "cache"
+    assert asked[0] == ("owner/clip", "tokenizer.json", "v2", False)
+    assert files.folder_of(str(tmp_path), names) is None
+    (tmp_path / "vocab.json").write_text("{}")
+    assert files.folder_of(str(tmp_path), names) == tmp_path
+    assert files.folder_of(str(tmp_path / "vocab.json"), names) is None, "a file of weights has no folder of its own"

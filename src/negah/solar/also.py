@@ -35,9 +35,8 @@ from negah.solar.plan import Failure, Layout, Plan, PlannedSource, chunks
 from negah.solar.regions import Region, apply
 from negah.solar.survey import Loaded, Readers
 
-BATCH = (
-    64  # pictures that the model looks at together; what shares a batch is the plan's, so results repeat bit for bit
-)
+# Pictures that the model looks at together; what shares a batch is the plan's, so results repeat bit for bit.
+BATCH = 64
 BLOCK = 65_536  # vectors in memory at a time
 COLUMNS = ("source", "window", "bounds", "query", "cosine", "standing")
 UNUSUAL = 0.99  # standing from which a window is counted
