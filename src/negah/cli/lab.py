@@ -22,6 +22,7 @@ class Lab(show.Verb):
         adversarial    a network is fooled, by FGSM and PGD, and trained on what fools it
         universal      one change for all pictures: how often it fools a network, and another one
         gradient       the closed-form gradient of the contrastive loss: its check, its force, what it saves
+        describe       CLIP, SimVLM and CoCa side by side: what they share, what sets them apart
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
@@ -29,6 +30,7 @@ class Lab(show.Verb):
         negah lab collapse --out collapse
         negah lab dino-byol --data cifar10/train.zip --steps 2000 --seeds 3 --out dino-byol
         negah lab gradient --out gradient
+        negah lab describe --data captions.csv --out describe
         negah lab adversarial --data cifar10/train.zip cifar10/test.zip --full --out adversarial
     """
 
@@ -44,15 +46,16 @@ class Lab(show.Verb):
             "adversarial",
             "universal",
             "gradient",
+            "describe",
         ]
     ]
     """Which."""
     out: Path
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
-    """Pictures to train on, a folder for each class (default: generated ones)."""
+    """Pictures to train on, a folder for each class; describe: caption files (default: generated ones)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """Steps of each run (default: 200; adversarial, universal: 500; gradient, of a descent: 100)."""
+    """Steps of each run (default: 200; adversarial, universal: 500; describe: 400; gradient, of a descent: 100)."""
     seeds: Annotated[int, arg(metavar="N")] = 1
     """Runs of each setting, or draws of the pairs."""
     batch: Annotated[int | None, arg(metavar="N")] = None
@@ -70,6 +73,7 @@ class Lab(show.Verb):
             adversarial,
             background,
             collapse,
+            describe,
             dino_byol,
             dinov2_tricks,
             gradient,
@@ -86,7 +90,7 @@ class Lab(show.Verb):
             raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
         if self.full and (self.steps is not None or self.batch is not None):
             raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
-        default = 500 if supervised else 100 if self.name == "gradient" else 200
+        default = {"adversarial": 500, "universal": 500, "describe": 400, "gradient": 100}.get(self.name, 200)
         steps = default if self.steps is None else self.steps
         batch = 64 if self.batch is None else self.batch
         for name, value, least in (("steps", steps, 10), ("seeds", self.seeds, 1), ("batch", batch, 4)):
@@ -95,7 +99,7 @@ class Lab(show.Verb):
         experiments = {
             "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
             "background": background.run, "dinov2-tricks": dinov2_tricks.run, "adversarial": adversarial.run,
-            "universal": universal.run, "gradient": gradient.run,
+            "universal": universal.run, "gradient": gradient.run, "describe": describe.run,
         }  # fmt: skip
         effort = Effort(
             data=self.data, steps=steps, seeds=self.seeds, batch=batch, full=self.full,

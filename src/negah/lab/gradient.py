@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from negah.lab.costs import ANEW, costs, device, highest, peak_memory
 from negah.lab.page import Page, Panel, figure
-from negah.lab.training import Effort
+from negah.lab.training import Effort, over_seeds
 from negah.losses.contrast import contrast
 
 Loss = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]  # of pairs, a temperature and the side of a tile
@@ -399,7 +399,7 @@ def forces(effort: Effort) -> Panel:
                 "parts against contrast": apart([-across(downhill, at.detach())], [right]),
             })  # fmt: skip
             moved.setdefault(name, (at.detach().norm(dim=1), after - 1))
-    rows = [_over_seeds(name, mine) for name, mine in runs.items()]
+    rows = [over_seeds(name, mine) for name, mine in runs.items()]
     row, long, wrong = rows
     plot, (left, right) = figure(2, width=4.8, height=4.2)
     _plot_forces(left)
@@ -475,7 +475,7 @@ def temperatures(effort: Effort) -> Panel:
                 **_cosines(*descended(x, y, temperature, effort.steps), alike, others),
             })  # fmt: skip
         effort.say(f"temperatures, seed {seed}: {len(TEMPERATURES)} descents of {effort.steps} steps")
-    rows = [_over_seeds("before", start)] + [_over_seeds(f"T = {t:g}", mine) for t, mine in runs.items()]
+    rows = [over_seeds("before", start)] + [over_seeds(f"T = {t:g}", mine) for t, mine in runs.items()]
     plot, (left, right) = figure(2)
     for temperature, curves in nearest.items():
         left.plot(range(1, n), torch.stack(curves).mean(0).cumsum(0), label=f"T = {temperature:g}")
@@ -557,13 +557,3 @@ def _told_temperatures(rows: Sequence[Row], n: int) -> str:
 
 def _more(difference: float) -> str:
     return "more" if difference > 0 else "no more"
-
-
-def _over_seeds(setting: str, runs: Sequence[Row]) -> Row:
-    """Means, and where there are several seeds their deviations."""
-    row: Row = {"setting": setting}
-    for name in runs[0]:
-        row[name] = mean(run[name] for run in runs)
-        if len(runs) > 1:
-            row[f"{name} ±"] = stdev(run[name] for run in runs)
-    return row

@@ -214,6 +214,16 @@ def summary(runs: Sequence[Learned], names: Sequence[str]) -> list[dict[str, Any
     return rows
 
 
+def over_seeds(setting: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """A row of means, and where there are several seeds of their deviations, `NAME ±`."""
+    row: dict[str, Any] = {"setting": setting}
+    for name in runs[0]:
+        row[name] = mean(run[name] for run in runs)
+        if len(runs) > 1:
+            row[f"{name} ±"] = stdev(run[name] for run in runs)
+    return row
+
+
 def plot_curves(
     axis: Any, runs: Sequence[Learned], name: str, *, title: str, floor: float | None = None, style: str = "-"
 ) -> None:

@@ -22,7 +22,7 @@ from negah.errors import InputError
 from negah.images.listed import SOUGHT, beside, some, table
 from negah.images.pool import SCENES, Pool
 from negah.images.scenes.town import mix
-from negah.images.scenes.words import compositions, described, held_out
+from negah.images.scenes.words import Composition, compositions, described, held_out
 from negah.images.sources import Source, find_sources
 from negah.images.views import View, crop, views
 from negah.language.tokens import Tokenizer
@@ -68,7 +68,8 @@ class Captions:
         Raises InputError for a file without such columns or rows, and where no picture can be read.
         """
         if match := SCENES.fullmatch(str(path)):
-            return _drawn(int(match[1]), int(match[2] or 0), side, progress)
+            seen = [what for what in compositions() if not held_out(what)]
+            return drawn(int(match[1]), int(match[2] or 0), side, seen, progress=progress)
         if not (match := ROWS.fullmatch(str(path))):
             raise InputError(f"{path} is no caption file: give a csv with columns file,caption, or scenes:COUNT")
         file, failures = Path(match[1]), []
@@ -156,13 +157,15 @@ class Told:
         return [seen, self.ids[number], number] if self.numbered else [seen, self.ids[number]]
 
 
-def _drawn(count: int, seed: int, side: int, progress: Progress) -> Captions:
-    """Described scenes of 51 m, painted at 0.4 m a pixel, where all that is said of them can be seen."""
-    seen = [what for what in compositions() if not held_out(what)]
+def drawn(
+    count: int, seed: int, side: int, of: Sequence[Composition], *,
+    progress: Progress = lambda stage, done, total: None,
+) -> Captions:  # fmt: skip
+    """Described scenes of some compositions, 51 m wide, painted at 0.4 m a pixel, where all that is said can be seen."""
     images, texts = [], []
     for number in range(count):
         mixed = mix(seed, number)
-        scene = described(PAINTED_PX, PAINTED_GSD_M, seed=mixed, what=seen[mixed % len(seen)])
+        scene = described(PAINTED_PX, PAINTED_GSD_M, seed=mixed, what=of[mixed % len(of)])
         image = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
         images.append(crop(image, torch.tensor([[0, 0, PAINTED_PX, PAINTED_PX]]), side)[0])
         texts.append(scene.captions)

@@ -1,0 +1,641 @@
+"""What do CLIP, SimVLM and CoCa have in common, and what sets them apart?
+
+Radford et al. 2021 (arXiv:2103.00020), Wang et al. 2021 (arXiv:2108.10904), Yu et al. 2022 (arXiv:2205.01917).  The
+three are trained from fresh weights on the same pictures and captions, in the same number of steps, and asked the same:
+to find pictures and words, to classify without examples, to caption.  Then two similarities, which are those of their
+losses (CLIP's contrast is CoCa's, SimVLM's next token is CoCa's), and differences: what a search costs, what sees what,
+and what order of words is to each.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from negah.images.scenes.words import ATTRIBUTES, PHRASES, told
+from negah.lab.conclusions import against
+from negah.lab.costs import costs
+from negah.lab.describers import (
+    METHODS, NAMED, SIDE, TRAIN, WAYS, Pairs, Trio, fits, likelihoods, own_texts, right, seen, surprise, trained,
+)  # fmt: skip
+from negah.lab.page import Page, Panel, figure
+from negah.lab.training import Effort, over_seeds
+from negah.language import CLIP, CoCa, SimVLM
+from negah.language.captions import Captions
+from negah.language.score import captions, plain, texts_of, vectors
+from negah.language.zeroshot import prototypes
+from negah.losses.caption import caption_loss
+from negah.losses.contrast import contrast
+from negah.runs.pairs import Method
+
+BEST = (1, 5)
+SIZES = (16, 64, 256)  # pictures that a query is compared with
+WRITERS: tuple[Method, ...] = ("coca", "simvlm")
+TOLD_APART = 1e-5  # of its length: a vector that moved less did not move
+Row = dict[str, Any]
+
+
+def run(out: Path, effort: Effort) -> Page:
+    """All panels into the folder `out`."""
+    pairs = Pairs.of(effort)
+    settings = effort.settings() | {"pictures": f"{SIDE} px"}
+    if not effort.data:
+        settings["data"] = f"{TRAIN} generated scenes"
+    page = Page("describe", "What do CLIP, SimVLM and CoCa share, and what sets them apart?", out, settings)
+    trios = [trained(pairs, effort, seed) for seed in range(effort.seeds)]
+    page.add(retrieval(pairs, trios))
+    page.add(written(pairs, trios))
+    if pairs.unseen is not None:
+        page.add(zero_shot(pairs, trios))
+    page.add(same_contrast(pairs, trios))
+    page.add(same_words(pairs, trios))
+    page.add(cost(pairs, trios[0], effort))
+    page.add(sight(pairs, trios))
+    page.add(order(pairs, trios))
+    return page
+
+
+# Side by side
+
+
+def retrieval(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """Pictures by words and words by pictures."""
+    answers = right(pairs.test, pairs.choices)
+    asked = answers.any(0)  # texts that some picture answers
+    rows: list[Row] = []
+    for way in WAYS:
+        runs = []
+        for trio in trios:
+            scores = fits(trio, way, pairs.test.images, pairs.choices)
+            to_image, to_text = found(scores.T[asked], answers.T[asked]), found(scores, answers)
+            runs.append(
+                {f"text to image, first {k}": share for k, share in to_image.items()}
+                | {f"image to text, first {k}": share for k, share in to_text.items()}
+            )
+        rows.append(over_seeds(way, runs))
+    by_chance = {
+        "text to image": answers.T[asked].float().mean().item(),
+        "image to text": answers.float().mean().item(),
+    }
+    rows.append({"setting": "chance"} | {f"{how}, first 1": share for how, share in by_chance.items()})
+    names = [f"{how}, first {k}" for how in by_chance for k in BEST]
+    plot, axes = figure(2)
+    for axis, how in zip(axes, by_chance):
+        bars(axis, rows[:-1], [f"{how}, first {k}" for k in BEST], labels=[f"first {k}" for k in BEST])
+        axis.axhline(by_chance[how], color="#999", linewidth=0.8, linestyle="--")
+        axis.set(title=how, ylim=(0, 1))
+    texts, images = int(asked.sum()), len(pairs.test)
+    return Panel(
+        name="retrieval", title="Side by side: finding",
+        asks=f"{texts} texts look for a right one of {images} pictures that nobody was trained on, and these for their "
+        f"text among {len(pairs.choices)}; every picture of which a text is true is right. CLIP and CoCa compare "
+        "vectors. SimVLM has none: it can only be asked, for each pair, how likely the text is in view of the picture. "
+        "So can CoCa. Measured: the share with a right answer first, and among the first five; dashed: first by chance.",
+        found=_told_retrieval(rows, texts, images), rows=[{k: row[k] for k in row if k == "setting" or any(
+            k.startswith(name) for name in names)} for row in rows], figure=plot, code=[CLIP, CoCa, SimVLM],
+    )  # fmt: skip
+
+
+def found(scores: Float[Tensor, "query entry"], answers: Bool[Tensor, "query entry"]) -> dict[int, float]:
+    """R@k: the share of queries with a right answer among their k best."""
+    best = scores.topk(min(max(BEST), scores.shape[1]), dim=1).indices
+    return {k: answers.gather(1, best[:, :k]).any(1).double().mean().item() for k in BEST}
+
+
+def _told_retrieval(rows: Sequence[Row], texts: int, images: int) -> str:
+    by = {row["setting"]: row for row in rows}
+    told = "; ".join(
+        f"{way}: {_percent(by[way]['text to image, first 1'])} of the texts find a right picture first, "
+        f"{_percent(by[way]['image to text, first 1'])} of the pictures their text"
+        for way in WAYS
+    )
+
+    def compared(a: str, b: str, how: str, n: int) -> str:
+        name = f"{how}, first 1"
+        return against(by[a][name], by[b][name], n)
+
+    ours, theirs, writer = "CoCa, vectors", "CLIP, vectors", "SimVLM, likelihood"
+    return (
+        f"{told}. CoCa's vectors are {compared(ours, theirs, 'text to image', texts)} CLIP's for texts and "
+        f"{compared(ours, theirs, 'image to text', images)} these for pictures; SimVLM's likelihoods are "
+        f"{compared(writer, theirs, 'text to image', texts)} CLIP's vectors for texts and "
+        f"{compared(writer, theirs, 'image to text', images)} these for pictures. What SimVLM cannot do: give a picture "
+        "a vector that could be kept and searched."
+    )
+
+
+def written(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """Captions: written, or chosen among given ones."""
+    sets = {"pictures like those trained on": pairs.test}
+    if pairs.unseen is not None:
+        sets["combinations never seen"] = pairs.unseen
+    rows: list[Row] = []
+    for on, asked in sets.items():
+        answers: dict[str, Callable[[Trio], list[str]]] = {
+            f"{METHODS[method]} writes": lambda trio, method=method, asked=asked: write(trio, method, asked)
+            for method in WRITERS
+        }  # fmt: skip
+        answers |= {
+            f"{way.replace(', ', ' chooses by ').replace('vectors', 'vector')}":
+            lambda trio, way=way, asked=asked: choose(trio, way, asked, pairs.choices) for way in WAYS
+        }  # fmt: skip
+        for setting, answer in answers.items():
+            runs = [scored(answer(trio), asked, trio) for trio in trios]
+            rows.append(over_seeds(setting, runs) | {"on": on, "pictures": len(asked)})
+    plot, axes = figure(2, width=5.5)
+    for axis, name in zip(axes, ("exact", "attributes" if pairs.unseen is not None else "words")):
+        for shift, on in enumerate(sets):
+            mine = [row for row in rows if row["on"] == on]
+            places = [place + 0.4 * shift for place in range(len(mine))]
+            axis.barh(places, [row[name] for row in mine], height=0.4, label=on)
+        axis.set_yticks(range(len(mine)), [row["setting"] for row in mine], fontsize=8)
+        axis.invert_yaxis()
+        axis.set(title={"exact": "captions right to the word", "attributes": "attributes named rightly"}.get(
+            name, "words that are the picture's"), xlim=(0, 1))  # fmt: skip
+    axes[0].legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    return Panel(
+        name="captions", title="Side by side: captions",
+        asks="CoCa and SimVLM write a caption, the likeliest token at a time. CLIP cannot write: it takes the nearest of "
+        f"{len(pairs.choices)} captions that it is given, which the others can be made to do as well, by vector or by "
+        "likelihood. Measured: the share of captions that are right to the word, "
+        + ("and of attributes that are named rightly, on pictures like those trained on, and on pictures with a pair of "
+           "attributes that no training picture has, so that no training caption is right." if pairs.unseen is not None
+           else "and of words that are among the picture's own."),
+        found=_told_written(rows), rows=rows, figure=plot, code=[CoCa.caption, SimVLM.caption, caption_loss],
+    )  # fmt: skip
+
+
+def write(trio: Trio, method: Method, asked: Captions) -> list[str]:
+    """A greedy caption of each picture."""
+    model = trio.models[method]
+    assert not isinstance(model, CLIP)
+    return list(captions(model, trio.tokens, asked.images))
+
+
+def choose(trio: Trio, way: str, asked: Captions, choices: Sequence[str]) -> list[str]:
+    """The best fitting of given captions for each picture, as a model would write it."""
+    return [plain(trio.tokens, choices[i]) for i in fits(trio, way, asked.images, choices).argmax(1).tolist()]
+
+
+def scored(answers: Sequence[str], asked: Captions, trio: Trio) -> dict[str, float]:
+    """Shares of exact captions, of words that the picture's own have, and of each attribute where these name any."""
+    own = [{plain(trio.tokens, text) for text in its} for its in own_texts(asked)]
+    result = {"exact": mean(text in its for text, its in zip(answers, own, strict=True))}
+    result["words"] = mean(
+        mean(word in " ".join(its).split() for word in text.split()) if text else 0.0 for text, its in zip(answers, own)
+    )
+    true, named = [told(next(iter(its))) for its in own], [told(text) for text in answers]
+    if all(values[name] for values in true for name in NAMED):
+        right = {name: mean(a[name] == b[name] for a, b in zip(named, true)) for name in NAMED}
+        result |= {"attributes": mean(right.values())} | right
+    return result
+
+
+def _told_written(rows: Sequence[Row]) -> str:
+    parts = []
+    for on in dict.fromkeys(row["on"] for row in rows):
+        mine = [row for row in rows if row["on"] == on]
+        values = ", ".join(f"{row['setting']} {_percent(row['exact'])}" for row in mine)
+        parts.append(f"On {on}, exact: {values}")
+    by = {row["setting"]: row for row in mine}
+    told = ". ".join(parts)
+    if len(parts) == 2:
+        writes, chooses = by["CoCa writes"], by["CoCa chooses by vector"]
+        than = against(writes["exact"], chooses["exact"], writes["pictures"])
+        told += f". On what was never seen CoCa's writing is {than} its own choice by vectors"
+        told += f"; its attributes are {_percent(writes['attributes'])} and {_percent(chooses['attributes'])} right"
+    return f"{told}. What CLIP cannot do: say anything that it was not given."
+
+
+def zero_shot(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """Classes by their names alone, which never were a caption."""
+    truth = {name: [told(next(iter(its)))[name] for its in own_texts(pairs.test)] for name in NAMED}
+    rows = [over_seeds(way, [
+        {name: classified(trio, way, pairs.test, name, truth[name]) for name in NAMED} for trio in trios
+    ]) for way in WAYS]  # fmt: skip
+    often = {name: max(values.count(value) for value in values) / len(values) for name, values in truth.items()}
+    rows.append({"setting": "most frequent class", **often})
+    plot, (axis,) = figure(width=9)
+    bars(axis, rows, NAMED, labels=list(NAMED))
+    axis.set(title="zero-shot accuracy", ylim=(0, 1))
+    n = len(pairs.test)
+    said = []
+    for row in rows[:-1]:
+        above = [name for name in NAMED if against(row[name], often[name], n) == "above"]
+        values = ", ".join(f"{name} {_percent(row[name])}" for name in NAMED)
+        said.append(f"{row['setting']}: {values} (above the most frequent class: {', '.join(above) or 'nowhere'})")
+    return Panel(
+        name="zero-shot", title="Side by side: classes by their names",
+        asks="Each attribute is a question: which of its phrases, such as "
+        f"“{PHRASES['roofs']['red']}” and “{PHRASES['roofs']['white']}”, fits the picture best? Alone none of them was "
+        "a caption in training. CLIP and CoCa compare vectors; CoCa and SimVLM, how likely a caption is to begin so, "
+        "though in training all began with the roofs.",
+        found=f"{'; '.join(said)}.", rows=rows, figure=plot, code=[prototypes, likelihoods],
+    )  # fmt: skip
+
+
+def classified(trio: Trio, way: str, asked: Captions, name: str, truth: Sequence[str | None]) -> float:
+    """Accuracy on an attribute, by its phrases alone."""
+    method, by_likelihood = WAYS[way]
+    model, values = trio.models[method], ATTRIBUTES[name]
+    phrases = [PHRASES[name][value] for value in values]
+    if by_likelihood:
+        scores = fits(trio, way, asked.images, phrases, end=False)
+    else:
+        assert not isinstance(model, SimVLM)
+        with torch.no_grad():
+            scores = vectors(model, asked.images) @ prototypes(model, trio.tokens, phrases, ["{}"]).T
+    return mean(values[i] == value for i, value in zip(scores.argmax(1).tolist(), truth, strict=True))
+
+
+# What they share
+
+
+def same_contrast(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """How alike the ways of fitting rank the wrong texts of each picture."""
+    wrong = ~right(pairs.test, pairs.choices)
+    each: dict[tuple[str, str], list[Tensor]] = {}
+    first: dict[tuple[str, str], list[float]] = {}
+    for trio in trios:
+        scores = {way: fits(trio, way, pairs.test.images, pairs.choices) for way in WAYS}
+        for a, b in combinations(WAYS, 2):
+            each.setdefault((a, b), []).append(alike(scores[a], scores[b], wrong))
+            first.setdefault((a, b), []).append((scores[a].argmax(1) == scores[b].argmax(1)).float().mean().item())
+    rows = [over_seeds(f"{a}; {b}", [
+        {"rank correlation": values.mean().item(), "same first": same}
+        for values, same in zip(each[a, b], first[a, b], strict=True)
+    ]) for a, b in each]  # fmt: skip
+    plot, (axis,) = figure(width=6, height=4.6)
+    grid = torch.eye(len(WAYS))
+    for (a, b), values in each.items():
+        i, j = list(WAYS).index(a), list(WAYS).index(b)
+        grid[i, j] = grid[j, i] = torch.stack(values).mean()
+    heat(axis, grid, list(WAYS), [way.replace(", ", ",\n") for way in WAYS], digits=2)
+    axis.set(title="rank correlation over the wrong texts of a picture")
+    vectors_alike = torch.stack(each["CLIP, vectors", "CoCa, vectors"]).mean(0)
+    others = torch.stack(each["CLIP, vectors", "SimVLM, likelihood"]).mean(0)
+    writers = torch.stack(each["CoCa, likelihood", "SimVLM, likelihood"]).mean(0)
+    own = torch.stack(each["CoCa, vectors", "CoCa, likelihood"]).mean(0)
+    return Panel(
+        name="same-contrast", title="Similarity 1: CLIP's loss is half of CoCa's",
+        asks="Both pull a picture's vector to that of its text, and push it from the others of the batch, by one and the "
+        "same function. Do they come to rank texts alike? Measured for each picture over the texts that are wrong for "
+        "it, so that being right alone does not count: the correlation of their ranks. One would expect CLIP to agree "
+        "with CoCa's vectors more than with the likelihoods of SimVLM, which contrasts nothing.",
+        found=f"CLIP and CoCa's vectors: {vectors_alike.mean():.2f}; CLIP and SimVLM's likelihoods: {others.mean():.2f}: "
+        f"the contrast that two share makes their rankings {_paired(vectors_alike - others)} alike. CoCa's vectors and "
+        f"its own likelihoods: {own.mean():.2f}; the likelihoods of CoCa and SimVLM: {writers.mean():.2f}: the two "
+        f"halves of CoCa agree {_paired(own - writers)} than two writers do.",
+        rows=rows, figure=plot, code=[contrast, CLIP.forward, CoCa.forward],
+    )  # fmt: skip
+
+
+def alike(
+    a: Float[Tensor, "image text"], b: Float[Tensor, "image text"], over: Bool[Tensor, "image text"]
+) -> Float[Tensor, " image"]:
+    """Spearman's correlation of two scores for each picture, over some of the texts."""
+
+    def ranks(scores: Tensor) -> Tensor:
+        order = scores.masked_fill(~over, torch.inf).argsort(1).argsort(1).double()
+        own = order.masked_fill(~over, 0)
+        return (order - own.sum(1, keepdim=True) / over.sum(1, keepdim=True)).masked_fill(~over, 0)
+
+    return F.cosine_similarity(ranks(a), ranks(b), dim=1)
+
+
+def same_words(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """How well each token is foretold in view of the right picture, and of a wrong one."""
+    texts = [captions_first(pairs.test, i) for i in range(len(pairs.test))]
+    other = strangers(texts, own_texts(pairs.test))
+    rows: list[Row] = []
+    differences: dict[Method, Tensor] = {}
+    hard: dict[Method, Tensor] = {}
+    for method in WRITERS:
+        runs, per_place, kept = [], [], []
+        for trio in trios:
+            model, ids = trio.models[method], trio.tokens(texts)
+            assert not isinstance(model, CLIP)
+            memory = seen(model, pairs.test.images)
+            own, counts = surprise(model, memory, ids)
+            wrong, _ = surprise(model, memory[other], ids)
+            total = counts.sum()
+            runs.append({
+                "own picture": (own.sum() / total).exp().item(), "another picture": (wrong.sum() / total).exp().item()
+            })  # fmt: skip
+            per_place.append(torch.stack([own.sum(0), wrong.sum(0)]) / counts.sum(0).clamp(min=1))
+            kept.append(((wrong - own).sum(1) / counts.sum(1), own[counts]))
+        row = over_seeds(METHODS[method], runs)
+        by_place = torch.stack(per_place).mean(0)[:, counts.any(0)]
+        row["times"] = row["another picture"] / row["own picture"]
+        rows.append(row | {"by token, own": by_place[0].tolist(), "by token, another": by_place[1].tolist()})
+        differences[method] = torch.stack([each for each, _ in kept]).mean(0)
+        hard[method] = torch.stack([each for _, each in kept]).mean(0)
+    plot, axes = figure(len(rows))
+    for axis, row in zip(axes, rows):
+        for name, line in (("own", "-"), ("another", "--")):
+            values = row[f"by token, {name}"]
+            axis.plot(range(1, 1 + len(values)), values, line, marker="o", label=f"{name} picture")
+        axis.set(title=row["setting"], xlabel="token of the caption", ylabel="-log p")
+        axis.legend(fontsize=8, frameon=False)
+    together = torch.corrcoef(torch.stack([hard[method] for method in WRITERS]))[0, 1].item()
+    said = [
+        f"{row['setting']}: {row['own picture']:.3f} in view of its own picture, {row['another picture']:.3f} of another "
+        f"({row['times']:.2f} times)" for row in rows
+    ]  # fmt: skip
+    depends = [METHODS[method] for method in WRITERS if _paired(differences[method]) == "more"]
+    return Panel(
+        name="same-words", title="Similarity 2: SimVLM's loss is the other half of CoCa's",
+        asks="Both learn to foretell the next token of a caption, by one and the same function. Do the words depend on "
+        "the picture, or has the model learnt what is usually said? Measured on test pictures: the perplexity of a "
+        "token in view of the caption's own picture, and of one with another caption; the plot has -log p by the "
+        "token's place.",
+        found=f"Perplexity of a token: {'; '.join(said)}. The words depend on the picture in: "
+        f"{', '.join(depends) or 'neither'}. What is hard for one is hard for the other: over all tokens their -log p "
+        f"correlate by {together:.2f}.",
+        rows=rows, figure=plot, code=[caption_loss, CoCa.forward, SimVLM.forward],
+    )  # fmt: skip
+
+
+def captions_first(asked: Captions, image: int) -> str:
+    """The first text of a picture."""
+    return asked.texts[int(asked.said[image][0])]
+
+
+def strangers(texts: Sequence[str], own: Sequence[set[str]]) -> list[int]:
+    """For each text the next picture, all round, of which it is not said; its own where it is said of all."""
+    n = len(texts)
+    return [next(((i + k) % n for k in range(1, n) if texts[i] not in own[(i + k) % n]), i) for i in range(n)]
+
+
+# What sets them apart
+
+
+def cost(pairs: Pairs, trio: Trio, effort: Effort) -> Panel:
+    """What it takes to compare a text with N pictures that are known beforehand."""
+    ids = trio.tokens(list(pairs.choices)[:1])
+    rows: list[Row] = []
+    for size in SIZES:
+        images = [pairs.test.images[i % len(pairs.test)] for i in range(size)]
+        stacked = torch.stack(images)
+        steps: dict[str, Callable[[], object]] = {}
+        kept: dict[str, int] = {}
+        for way in ("CLIP, vectors", "CoCa, vectors"):
+            model = trio.models[WAYS[way][0]]
+            assert not isinstance(model, SimVLM)
+            with torch.no_grad():
+                index = vectors(model, stacked)
+
+            def compare(model=model, index=index) -> Tensor:
+                with torch.no_grad():
+                    return index @ model.texts(ids).T
+
+            steps[way], kept[way] = compare, index[0].numel()
+        model = trio.models["simvlm"]
+        assert isinstance(model, SimVLM)
+        memory = seen(model, stacked)
+        steps["SimVLM, pictures read before"] = lambda m=model, memory=memory: surprise(
+            m, memory, ids.expand(len(memory), -1)
+        )
+        steps["SimVLM, from pictures"] = lambda m=model, stacked=stacked: likelihoods(m, stacked, ids)
+        kept |= {"SimVLM, pictures read before": memory[0].numel(), "SimVLM, from pictures": 0}
+        each = costs(steps, effort)
+        for way in steps:
+            rows.append(
+                {"setting": way, "pictures": size, **each[way].row(each["CLIP, vectors"])}
+                | {"passes of a network": 1 if "vectors" in way else size * (1 + ("from" in way))}
+                | {"numbers kept of a picture": kept[way]}
+            )
+    plot, (axis,) = figure(width=7)
+    for way in dict.fromkeys(row["setting"] for row in rows):
+        mine = [row for row in rows if row["setting"] == way]
+        axis.plot([row["pictures"] for row in mine], [row["ms"] for row in mine], "-o", label=way)
+    axis.set(title="time of a query", xlabel="pictures", ylabel="ms", xscale="log", yscale="log")
+    axis.set_xticks(SIZES, [str(size) for size in SIZES])
+    axis.minorticks_off()
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return Panel(
+        name="cost", title="Difference 1: vectors are made once, likelihoods for each pair",
+        asks="A new text is compared with pictures that are there already. CLIP and CoCa have their vectors, and read the "
+        "text once. SimVLM has at best what its encoder made of each picture, and writes the text in view of each of "
+        "them. In alternating rounds, on one and the same machine; one picture's share of what is kept, in numbers.",
+        found=_told_cost(rows), rows=rows, figure=plot, code=[texts_of, likelihoods],
+    )  # fmt: skip
+
+
+def _told_cost(rows: Sequence[Row]) -> str:
+    def of(way: str, size: int) -> Row:
+        return next(row for row in rows if row["setting"] == way and row["pictures"] == size)
+
+    least, most = SIZES[0], SIZES[-1]
+    ways = list(dict.fromkeys(row["setting"] for row in rows))
+    told = "; ".join(
+        f"{way}: {of(way, most)['ms']:.1f} ms, {of(way, most)['ms'] / of(way, least)['ms']:.1f} times that of {least}"
+        for way in ways
+    )
+    slower = 1 / of(ways[2], most)["speed"]
+    return (
+        f"A query of {most} pictures takes, {told}. SimVLM with pictures read before takes {slower:.0f} times as long as "
+        f"CLIP, in {of(ways[2], most)['passes of a network']} passes in place of 1, and keeps "
+        f"{of(ways[2], most)['numbers kept of a picture']} numbers of a picture in place of "
+        f"{of(ways[0], most)['numbers kept of a picture']}."
+    )
+
+
+def sight(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """What the vector of a word in the middle of a text moves by."""
+    runs = [moved(trio, pairs.test) for trio in trios]
+    rows = [over_seeds(part, [run[part] for run in runs]) for part in runs[0]]
+    changes = list(next(iter(runs[0].values())))
+    plot, (axis,) = figure(width=7, height=4)
+    grid = torch.tensor([[row[change] for change in changes] for row in rows])
+    heat(axis, grid, [row["setting"] for row in rows], [change.replace(" ", "\n", 1) for change in changes], digits=2)
+    axis.set(title="how far the word's vector moves, by its length")
+    said = [
+        f"{change}: {', '.join(row['setting'] for row in rows if row[change] > TOLD_APART) or 'none'}"
+        for change in changes
+    ]  # fmt: skip
+    both = [row["setting"] for row in rows if min(row[change] for change in changes) > TOLD_APART]
+    return Panel(
+        name="sight", title="Difference 2: where words meet the picture, and each other",
+        asks="In the trained networks, the vector that a word in the middle of a caption has before the next token is "
+        "told, or, in SimVLM's prefix, before anything is written. What moves it: another picture, another first word, "
+        "another last word? What does not move it is not seen. Measured: how far it moves, by its length.",
+        found=f"Moved by {'; by '.join(said)}. All three move: {', '.join(both) or 'none'}. So CLIP's text and CoCa's "
+        "first half are the same for every picture, and can be made once, "
+        + ("which what SimVLM does with words cannot." if all(
+            row["another picture"] > TOLD_APART for row in rows if row["setting"].startswith("SimVLM"))
+           else "which part of SimVLM can too."),
+        rows=rows, figure=plot, code=[CoCa.read, SimVLM.read],
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def moved(trio: Trio, asked: Captions) -> dict[str, dict[str, float]]:
+    """Of each part that reads words: the change of the middle word's vector by each change of what is read."""
+    texts = [captions_first(asked, i) for i in range(len(asked))]
+    ids = trio.tokens(texts)
+    ends = (ids == trio.tokens.end).int().argmax(1)
+    enough = ends >= 4  # a first word, one in the middle and a last one
+    ids, ends = ids[enough], ends[enough]
+    images = torch.stack([asked.images[i] for i in enough.nonzero().flatten().tolist()])
+    other = images.roll(1, 0)
+    row, middle = torch.arange(len(ids)), ends // 2
+    known = ids[ids != trio.tokens.end].unique()
+    known = known[known != trio.tokens.start]
+
+    def replaced(at: Int[Tensor, " text"]) -> Int[Tensor, "text token"]:
+        """Another word of these texts there: the next one of all."""
+        changed = ids.clone()
+        changed[row, at] = known[(torch.searchsorted(known, ids[row, at]) + 1) % len(known)]
+        return changed
+
+    changes = {
+        "another picture": (other, ids), "another first word": (images, replaced(torch.ones_like(ends))),
+        "another last word": (images, replaced(ends - 1)),
+    }  # fmt: skip
+    result: dict[str, dict[str, float]] = {}
+    for name, of in readers(trio).items():
+        before = of(images, ids)[row, middle]
+        result[name] = {
+            change: ((of(*to)[row, middle] - before).norm(dim=1) / before.norm(dim=1)).mean().item()
+            for change, to in changes.items()
+        }
+    return result
+
+
+def readers(trio: Trio) -> dict[str, Callable[[Tensor, Tensor], Float[Tensor, "text token dim"]]]:
+    """What makes vectors of words: of pictures and token numbers, a vector at the place of each token."""
+    clip, coca, simvlm = (trio.models[method] for method in METHODS)
+    assert isinstance(clip, CLIP) and isinstance(coca, CoCa) and isinstance(simvlm, SimVLM)
+
+    def prefix(images: Tensor, ids: Tensor) -> Tensor:
+        """Start stands before the prefix, so a place is left empty."""
+        count = (ids == simvlm.end).int().argmax(1) - 1
+        words = simvlm.read(images, ids[:, 1:], count)[0][:, len(simvlm.places) :]
+        return F.pad(words, (0, 0, 1, 0))
+
+    def writer(images: Tensor, ids: Tensor) -> Tensor:
+        memory = seen(simvlm, images)
+        places = torch.ones(memory.shape[:2], dtype=torch.bool)
+        return simvlm.write(ids, torch.zeros(len(ids), dtype=torch.long), memory, places)
+
+    return {
+        "CLIP's text": lambda images, ids: clip.text(ids),
+        "CoCa's first half": lambda images, ids: coca.read(ids)[1],
+        "CoCa's second half": lambda images, ids: coca.decoder(coca.read(ids)[1], coca.look(images)[1]),
+        "SimVLM's prefix": prefix,
+        "SimVLM's writer": writer,
+    }
+
+
+def order(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
+    """Whether a caption is told from the same words in another order."""
+    texts = [captions_first(pairs.test, i) for i in range(len(pairs.test))]
+    kinds = {"shuffled words": [(i, text, shuffled(text, i)) for i, text in enumerate(texts)]}
+    kinds["shuffled words"] = [each for each in kinds["shuffled words"] if each[1] != each[2]]
+    if pairs.unseen is not None:
+        kinds["another meaning"] = [(i, text, twin) for i, text in enumerate(texts) if (twin := turned(text))]
+    rows = []
+    for way in WAYS:
+        runs = []
+        for trio in trios:
+            run = {}
+            for kind, cases in kinds.items():
+                run[kind] = mean(told_apart(trio, way, pairs.test, cases))
+            runs.append(run)
+        rows.append(over_seeds(way, runs))
+    plot, (axis,) = figure(width=8)
+    bars(axis, rows, list(kinds), labels=list(kinds))
+    axis.axhline(0.5, color="#999", linewidth=0.8, linestyle="--")
+    axis.set(title="the true caption fits better", ylim=(0, 1))
+    counts = {kind: len(cases) for kind, cases in kinds.items()}
+    said = []
+    for kind, n in counts.items():
+        values = ", ".join(f"{row['setting']} {_percent(row[kind])}" for row in rows)
+        above = [row["setting"] for row in rows if against(row[kind], 0.5, n) == "above"]
+        said.append(f"{kind.capitalize()} ({n} pictures): {values}; above one half: {', '.join(above) or 'none'}")
+    contrast_only, writer = rows[0]["shuffled words"], rows[-1]["shuffled words"]
+    than = against(writer, contrast_only, counts["shuffled words"])
+    return Panel(
+        name="order", title="Difference 3: what the order of words is to each",
+        asks="Does the true caption of a picture fit better than the same words in another order? Who foretells words one "
+        "by one has to know their order; a contrast only has to tell captions of a batch apart, among which there are no "
+        "such pairs. Shuffled words are no caption at all"
+        + (f"; in the pair “{(case := kinds['another meaning'][0])[1]}” and “{case[2]}” the words are the same and both "
+           "are captions, of which one is true" if kinds.get("another meaning") else "")
+        + ". Dashed: by guessing.",
+        found=f"{'. '.join(said)}. SimVLM is {than} CLIP where words are shuffled.",
+        rows=rows, figure=plot, code=[likelihoods, CLIP.texts],
+    )  # fmt: skip
+
+
+def told_apart(trio: Trio, way: str, asked: Captions, cases: Sequence[tuple[int, str, str]]) -> list[float]:
+    """Of pictures with a true and a false text: 1 where the true one fits better, one half where neither does."""
+    texts = list(dict.fromkeys(text for _, *both in cases for text in both))
+    number = {text: i for i, text in enumerate(texts)}
+    scores = fits(trio, way, [asked.images[i] for i, *_ in cases], texts)
+    gaps = [(scores[k, number[a]] - scores[k, number[b]]).item() for k, (_, a, b) in enumerate(cases)]
+    return [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
+
+
+def shuffled(text: str, seed: int) -> str:
+    """Its words in another order, unless all orders are the same."""
+    words = text.split()
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(10):
+        mixed = " ".join(words[i] for i in torch.randperm(len(words), generator=generator).tolist())
+        if mixed != text:
+            return mixed
+    return text
+
+
+def turned(text: str) -> str | None:
+    """A short caption of a pool or a street, but not both, with the one in place of the other: the same words."""
+    pool, street = (PHRASES[name] for name in ("pool", "street"))
+    for a, b in (("one", "none"), ("none", "one")):
+        if pool[a] in text and street[b] in text:
+            return text.replace(pool[a], pool[b]).replace(street[b], street[a])
+    return None
+
+
+# Plots and words
+
+
+def bars(axis: Any, rows: Sequence[Row], names: Sequence[str], *, labels: Sequence[str]) -> None:
+    """Groups of bars, one of each row."""
+    width = 0.8 / len(names)
+    for k, (name, label) in enumerate(zip(names, labels)):
+        axis.bar([i + k * width for i in range(len(rows))], [row[name] for row in rows], width=width, label=label)
+    shown = [row["setting"].replace(", ", ",\n") for row in rows]
+    axis.set_xticks([i + 0.4 - width / 2 for i in range(len(rows))], shown, fontsize=8)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def heat(
+    axis: Any, grid: Float[Tensor, "row column"], rows: Sequence[str], columns: Sequence[str], *, digits: int
+) -> None:
+    """A table of numbers as colours."""
+    axis.grid(visible=False)
+    axis.imshow(grid.numpy(), cmap="Blues", vmin=0, vmax=max(1.0, grid.max().item()), aspect="auto")
+    for i, line in enumerate(grid.tolist()):
+        for j, value in enumerate(line):
+            colour = "white" if value > 0.6 * max(1.0, grid.max().item()) else "black"
+            axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(columns)), columns, fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
+
+
+def _paired(differences: Float[Tensor, " image"]) -> str:
+    """ "more", "less" or "no more": differences of the same pictures, by two standard errors of their mean."""
+    middle, error = differences.mean().item(), differences.std().item() / len(differences) ** 0.5
+    return "no more" if abs(middle) <= 2 * error else "more" if middle > 0 else "less"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,226 @@
+"""What `negah lab describe` compares: pictures with words, the three models, and how each says what fits what.
+
+CLIP and CoCa give pictures and texts a vector each; CoCa and SimVLM give each token a probability, so the likelihood of
+a text in view of a picture says how well they fit, at the price of a pass of the writer for each pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from negah.errors import InputError
+from negah.images.scenes.words import ATTRIBUTES, PHRASES, compositions, held_out, told
+from negah.images.views import View
+from negah.lab.training import Effort
+from negah.language import CLIP, CoCa, SimVLM, Tokenizer
+from negah.language.captions import Captions, Images, Told, drawn, joined
+from negah.language.coca import there
+from negah.language.layouts import Model
+from negah.language.score import texts_of, vectors
+from negah.losses.caption import IGNORED
+from negah.nn.backbone import ConvBackbone, ViTBackbone
+from negah.nn.resnet import ResNet
+from negah.nn.vit import ViT
+from negah.runs.pairs import Method, Options, model_of
+from negah.solar.survey import fast_bf16
+from negah.train import Batches, fit
+
+SIDE, PATCH, WIDTH, LAYERS = 48, 8, 128, 4
+TRAIN, TEST, UNSEEN = 900, 200, 100  # scenes
+LONGEST = 40  # tokens of a text
+LR = 1e-3
+NAMED = ("roofs", "pool", "trees", "street")  # of `ATTRIBUTES`: what a short run learns to see in pictures this small
+PAIRS = 512  # of picture and text, that a writer goes through at a time
+METHODS: dict[Method, str] = {"clip": "CLIP", "coca": "CoCa", "simvlm": "SimVLM"}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Captions to train on and to ask about.
+
+    unseen: of generated scenes alone, compositions with a pair of values that no training picture has.
+    choices: the texts that a model which cannot write has to choose from.
+    """
+
+    train: Captions
+    test: Captions
+    unseen: Captions | None
+    choices: Sequence[str]
+
+    @classmethod
+    def of(cls, effort: Effort) -> "Pairs":
+        """Scenes in short captions; or a random part of the data, as many pictures at most.
+
+        Raises InputError for data that cannot be read, or are too few for a batch.
+        """
+        if effort.data:
+            every = joined([Captions.read(path, SIDE) for path in effort.data])
+            order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: TRAIN + TEST].tolist()
+            held = max(2, len(order) * TEST // (TRAIN + TEST))
+            train, test = part(every, order[held:]), part(every, order[:held])
+            if len(train) < effort.batch:
+                raise InputError(
+                    f"{len(train)} pictures to train on do not fill a batch of {effort.batch}: give --batch"
+                )
+            return cls(train, test, None, list(dict.fromkeys(test.texts[int(its[0])] for its in test.said)))
+        seen, others = ([what for what in compositions() if held_out(what) == held] for held in (False, True))
+        others = [what for what in others if not any(short(what._asdict()) == short(one._asdict()) for one in seen)]
+        train, test, unseen = (
+            shortened(drawn(count, seed, SIDE, of))
+            for count, seed, of in ((TRAIN, 0, seen), (TEST, 1, seen), (UNSEEN, 2, others))
+        )
+        return cls(train, test, unseen, list(dict.fromkeys(short(what._asdict()) for what in compositions())))
+
+    def view(self) -> View:
+        """What is seen of a training picture: all of it; scenes, which have no up and down, in any of eight turns."""
+        scenes = self.unseen is not None
+        return View(SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.5 if scenes else 0.0, turns=scenes)
+
+    def tokens(self) -> Tokenizer:
+        """A vocabulary of the training captions."""
+        found = Tokenizer.train(self.train.texts, vocabulary=2048, length=LONGEST)
+        found.length = min(LONGEST, 2 + max(found.count(text) for text in [*self.train.texts, *self.choices]))
+        return found
+
+
+def short(what: dict[str, str]) -> str:
+    """A caption that names the attributes NAMED."""
+    return ", ".join(PHRASES[name][what[name]] for name in NAMED)
+
+
+def shortened(scenes: Captions) -> Captions:
+    """The same pictures, each with the one caption that names the attributes NAMED."""
+    said = [told(scenes.texts[int(its[0])]) for its in scenes.said]
+    texts = [[short({name: value or "" for name, value in values.items()})] for values in said]
+    return Captions.of(scenes.images, scenes.names, texts)
+
+
+def part(captions: Captions, numbers: Sequence[int]) -> Captions:
+    """Some of the pictures, with their texts."""
+    images = torch.stack([captions.images[i] for i in numbers])
+    texts = [[captions.texts[int(n)] for n in captions.said[i]] for i in numbers]
+    return Captions.of(images, [captions.names[i] for i in numbers], texts)
+
+
+@dataclass(frozen=True)
+class Trio:
+    """The three models of one seed, trained alike.  losses: of the last steps; seconds: of each training."""
+
+    models: dict[Method, Model]
+    tokens: Tokenizer
+    losses: dict[Method, float]
+    seconds: dict[Method, float]
+
+
+def trained(pairs: Pairs, effort: Effort, seed: int) -> Trio:
+    """All three on the same pictures in the same order, by one recipe and in equally many steps."""
+    tokens, options = pairs.tokens(), Options(width=WIDTH, layers=LAYERS)
+    found = Trio({}, tokens, {}, {})
+    for method, name in METHODS.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = model_of(method, network(method), tokens, SIDE, options)
+        told = Told(pairs.train, tokens, pairs.view(), numbered=method != "simvlm")
+        start = perf_counter()
+        done = fit(
+            model, Batches(pairs.train, effort.batch, seed=seed, collate=told), steps=effort.steps, lr=LR,
+            warmup=effort.steps // 10, weight_decay=0.05, clip=1.0, seed=seed,
+            precision="bf16" if fast_bf16("cpu") else "fp32",
+        )  # fmt: skip
+        found.models[method], found.losses[method] = model.eval(), done.history[-1]["loss"]
+        found.seconds[method] = perf_counter() - start
+        effort.say(f"{name}, seed {seed}: loss {found.losses[method]:.3f}, {found.seconds[method]:.0f} s")
+    return found
+
+
+def network(method: Method) -> ViTBackbone | ConvBackbone:
+    """What sees the pictures: SimVLM's patches are those of a small residual network."""
+    if method == "simvlm":
+        return ConvBackbone(ResNet(widths=(32, 64, WIDTH), depths=(1, 1, 1), stem="fine"))
+    grid = SIDE // PATCH, SIDE // PATCH
+    return ViTBackbone(ViT(patch=PATCH, dim=WIDTH, depth=LAYERS, heads=WIDTH // 64, grid=grid, layer_scale=None))
+
+
+@torch.no_grad()
+def seen(model: CoCa | SimVLM, images: Images) -> Float[Tensor, "image place dim"]:
+    """What a writer sees of each picture, before any word."""
+    every = torch.stack([images[i] for i in range(len(images))])
+    if isinstance(model, CoCa):
+        return torch.cat([model.look(some)[1] for some in every.split(PAIRS)])
+    none = torch.zeros(len(every), 0, dtype=torch.long), torch.zeros(len(every), dtype=torch.long)
+    return torch.cat([model.read(some, *(x[: len(some)] for x in none))[0] for some in every.split(PAIRS)])
+
+
+@torch.no_grad()
+def logits(
+    model: CoCa | SimVLM, memory: Float[Tensor, "pair place dim"], ids: Int[Tensor, "pair token"]
+) -> Float[Tensor, "pair token-1 vocabulary"]:
+    """Of the token behind each but the last, in view of a picture and the tokens before it."""
+    if isinstance(model, CoCa):
+        return model.output(model.decoder(model.read(ids)[1][:, :-1], memory))
+    places = torch.ones(memory.shape[:2], dtype=torch.bool)
+    return model.write(ids[:, :-1], torch.zeros(len(ids), dtype=torch.long), memory, places)
+
+
+def surprise(
+    model: CoCa | SimVLM, memory: Float[Tensor, "pair place dim"], ids: Int[Tensor, "pair token"], *, end: bool = True
+) -> tuple[Float[Tensor, "pair token-1"], Bool[Tensor, "pair token-1"]]:
+    """-log p of each token behind the start, and which of them count: those up to the end, or, without `end`, before
+    it; 0 elsewhere."""
+    counts = there(ids, model.end)[:, 1:] & (end | (ids[:, 1:] != model.end))
+    wanted = ids[:, 1:].masked_fill(~counts, IGNORED)
+    said = logits(model, memory, ids).transpose(1, 2)
+    return F.cross_entropy(said, wanted, ignore_index=IGNORED, reduction="none"), counts
+
+
+def likelihoods(
+    model: CoCa | SimVLM, images: Images, ids: Int[Tensor, "text token"], *, end: bool = True
+) -> Float[Tensor, "image text"]:
+    """log p of each text in view of each picture, without and with its end."""
+    memory = seen(model, images)
+    image, text = torch.meshgrid(torch.arange(len(memory)), torch.arange(len(ids)), indexing="ij")
+    found = [
+        -surprise(model, memory[i], ids[t], end=end)[0].sum(1)
+        for i, t in zip(image.flatten().split(PAIRS), text.flatten().split(PAIRS))
+    ]
+    return torch.cat(found).unflatten(0, image.shape)
+
+
+WAYS: dict[str, tuple[Method, bool]] = {  # whose, and whether by the likelihood of the words
+    "CLIP, vectors": ("clip", False),
+    "CoCa, vectors": ("coca", False),
+    "CoCa, likelihood": ("coca", True),
+    "SimVLM, likelihood": ("simvlm", True),
+}
+
+
+def fits(
+    trio: Trio, way: str, images: Images, texts: Sequence[str], *, end: bool = True
+) -> Float[Tensor, "image text"]:
+    """How well each text fits each picture, by one of WAYS: cosines, or log probabilities."""
+    method, by_likelihood = WAYS[way]
+    model = trio.models[method]
+    if by_likelihood:
+        assert not isinstance(model, CLIP)
+        return likelihoods(model, images, trio.tokens(texts), end=end)
+    assert not isinstance(model, SimVLM)
+    with torch.no_grad():
+        return vectors(model, images) @ texts_of(model, trio.tokens, texts).T
+
+
+def own_texts(captions: Captions) -> list[set[str]]:
+    """What is said of each picture."""
+    return [{captions.texts[int(n)] for n in its} for its in captions.said]
+
+
+def right(captions: Captions, texts: Sequence[str]) -> Bool[Tensor, "image text"]:
+    """Which texts are said of which pictures."""
+    return torch.tensor([[text in its for text in texts] for its in own_texts(captions)])
+
+
+CLASSES = {name: ATTRIBUTES[name] for name in NAMED}
