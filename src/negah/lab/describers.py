@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from negah.errors import InputError
-from negah.images.scenes.words import ATTRIBUTES, PHRASES, compositions, held_out, told
+from negah.images.scenes.words import PHRASES, compositions, held_out, told
 from negah.images.views import View
 from negah.lab.training import Effort
 from negah.language import CLIP, CoCa, SimVLM, Tokenizer
@@ -67,7 +67,7 @@ class Pairs:
                 raise InputError(
                     f"{len(train)} pictures to train on do not fill a batch of {effort.batch}: give --batch"
                 )
-            return cls(train, test, None, list(dict.fromkeys(test.texts[int(its[0])] for its in test.said)))
+            return cls(train, test, None, list(dict.fromkeys(first_texts(test))))
         seen, others = ([what for what in compositions() if held_out(what) == held] for held in (False, True))
         others = [what for what in others if not any(short(what._asdict()) == short(one._asdict()) for one in seen)]
         train, test, unseen = (
@@ -95,7 +95,7 @@ def short(what: dict[str, str]) -> str:
 
 def shortened(scenes: Captions) -> Captions:
     """The same pictures, each with the one caption that names the attributes NAMED."""
-    said = [told(scenes.texts[int(its[0])]) for its in scenes.said]
+    said = [told(text) for text in first_texts(scenes)]
     texts = [[short({name: value or "" for name, value in values.items()})] for values in said]
     return Captions.of(scenes.images, scenes.names, texts)
 
@@ -213,14 +213,28 @@ def fits(
         return vectors(model, images) @ texts_of(model, trio.tokens, texts).T
 
 
+@torch.no_grad()
+def fit_of(trio: Trio, way: str, images: Images, texts: Sequence[str]) -> Float[Tensor, " image"]:
+    """How well each picture's one text fits it, by one of WAYS."""
+    method, by_likelihood = WAYS[way]
+    model = trio.models[method]
+    if by_likelihood:
+        assert not isinstance(model, CLIP)
+        return -surprise(model, seen(model, images), trio.tokens(texts))[0].sum(1)
+    assert not isinstance(model, SimVLM)
+    return (vectors(model, images) * texts_of(model, trio.tokens, texts)).sum(1)
+
+
 def own_texts(captions: Captions) -> list[set[str]]:
     """What is said of each picture."""
     return [{captions.texts[int(n)] for n in its} for its in captions.said]
 
 
+def first_texts(captions: Captions) -> list[str]:
+    """The first text of each picture."""
+    return [captions.texts[int(its[0])] for its in captions.said]
+
+
 def right(captions: Captions, texts: Sequence[str]) -> Bool[Tensor, "image text"]:
     """Which texts are said of which pictures."""
     return torch.tensor([[text in its for text in texts] for its in own_texts(captions)])
-
-
-CLASSES = {name: ATTRIBUTES[name] for name in NAMED}

@@ -161,7 +161,7 @@ def drawn(
     count: int, seed: int, side: int, of: Sequence[Composition], *,
     progress: Progress = lambda stage, done, total: None,
 ) -> Captions:  # fmt: skip
-    """Described scenes of some compositions, 51 m wide, painted at 0.4 m a pixel, where all that is said can be seen."""
+    """Described scenes of some compositions, 51 m wide, painted at 0.4 m a pixel, where all that is told shows."""
     images, texts = [], []
     for number in range(count):
         mixed = mix(seed, number)
