@@ -161,7 +161,7 @@ def written(pairs: Pairs, trios: Sequence[Trio], fit: Sequence[Fit]) -> Panel:
                 runs.setdefault(f"{METHODS[method]} writes", []).append(scored(write(trio, method, asked), asked, trio))
             for way in WAYS:
                 scores = known[way] if asked is pairs.test else fits(trio, way, asked.images, pairs.choices)
-                chosen = [plain(trio.tokens, pairs.choices[i]) for i in scores.argmax(1).tolist()]
+                chosen = [plain(trio.tokens, pairs.choices[int(i)]) for i in scores.argmax(1).tolist()]
                 runs.setdefault(CHOOSES[way], []).append(scored(chosen, asked, trio))
         rows += [over_seeds(setting, mine) | {"on": on, "pictures": len(asked)} for setting, mine in runs.items()]
     plot, axes = figure(2, width=5.5)
@@ -181,7 +181,7 @@ def written(pairs: Pairs, trios: Sequence[Trio], fit: Sequence[Fit]) -> Panel:
         f"of {len(pairs.choices)} captions that it is given, which the others can be made to do as well, by vector or "
         "by likelihood. Measured: the share of captions that are right to the word, "
         + ("and of attributes that are named rightly, on pictures like those trained on, and on pictures with a pair "
-           "of attributes that no training picture has, so that no training caption is right." if pairs.unseen is not None
+           "of attributes that no training picture has." if pairs.unseen is not None
            else "and of words that are among the picture's own."),
         found=_told_written(rows), rows=rows, figure=plot, code=[CoCa.caption, SimVLM.caption, caption_loss],
     )  # fmt: skip
@@ -299,14 +299,14 @@ def same_contrast(pairs: Pairs, fit: Sequence[Fit]) -> Panel:
     own = torch.stack(each["CoCa, vectors", "CoCa, likelihood"]).mean(0)
     return Panel(
         name="same-contrast", title="Similarity 1: CLIP's loss is half of CoCa's",
-        asks="Both pull a picture's vector to that of its text, and push it from the others of the batch, by one and "
-        "the same function. Do they come to rank texts alike? Measured for each picture over the texts that are wrong for "
+        asks="Both pull a picture's vector to that of its text, and push it from the others of the batch, by one "
+        "and the same function. Do they come to rank texts alike? Measured for each picture over the texts that are wrong for "
         "it, so that being right alone does not count: the correlation of their ranks. One would expect CLIP to agree "
         "with CoCa's vectors more than with the likelihoods of SimVLM, which contrasts nothing.",
         found=f"Of CLIP and CoCa's vectors it is {vectors_alike.mean():.2f}, of CLIP and SimVLM's likelihoods "
         f"{others.mean():.2f}: the contrast that two share makes their rankings {_paired(vectors_alike - others)} "
-        f"alike. Of CoCa's vectors and its own likelihoods it is {own.mean():.2f}, of the likelihoods of CoCa and SimVLM "
-        f"{writers.mean():.2f}: the two halves of CoCa agree {_paired(own - writers)} than two writers do.",
+        f"alike. Of CoCa's vectors and its own likelihoods it is {own.mean():.2f}, of the likelihoods of CoCa and "
+        f"SimVLM {writers.mean():.2f}: the two halves of CoCa agree {_paired(own - writers)} than two writers do.",
         rows=rows, figure=plot, code=[contrast, CLIP.forward, CoCa.forward],
     )  # fmt: skip
 
@@ -433,7 +433,7 @@ def cost(pairs: Pairs, trio: Trio, effort: Effort) -> Panel:
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return Panel(
         name="cost", title="Difference 1: vectors are made once, likelihoods for each pair",
-        asks="A new text is compared with pictures that are there already. CLIP and CoCa have their vectors, and read "
+        asks="A new text is compared with pictures that are there already. CLIP and CoCa have vectors, and read "
         "the text once. SimVLM has at best what its encoder made of each picture, and writes the text in view of each of "
         "them. Measured: the time of a query, its median over rounds on one machine; passes of a network through a text "
         "or a picture; and how many numbers are kept of each picture.",
@@ -453,8 +453,8 @@ def _told_cost(rows: Sequence[Row]) -> str:
     )
     slower = of(ways[2], most)["ms"] / of(ways[0], most)["ms"]
     return (
-        f"A query of {most} pictures takes by {told}. SimVLM with pictures read before takes {slower:.0f} times as long "
-        f"as CLIP, in {of(ways[2], most)['passes of a network']} passes in place of 1, and keeps "
+        f"A query of {most} pictures takes by {told}. SimVLM with pictures read before takes {slower:.0f} times as "
+        f"long as CLIP, in {of(ways[2], most)['passes of a network']} passes in place of 1, and keeps "
         f"{of(ways[2], most)['numbers kept of a picture']} numbers of a picture in place of "
         f"{of(ways[0], most)['numbers kept of a picture']}."
     )
@@ -583,7 +583,7 @@ def order(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
 def told_apart(trio: Trio, way: str, asked: Captions, cases: Sequence[tuple[int, str, str]]) -> float:
     """Share of pictures with a true and a false text where the true one fits better; half where neither does."""
     images = [asked.images[i] for i, *_ in cases]
-    true, false = (fit_of(trio, way, images, [case[k] for case in cases]) for k in (1, 2))
+    true, false = (fit_of(trio, way, images, texts) for texts in ([a for _, a, _ in cases], [b for _, _, b in cases]))
     return ((true > false).double() + (true == false).double() / 2).mean().item()
 
 
