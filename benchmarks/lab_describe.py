@@ -15,11 +15,11 @@ def headline(rows: Rows) -> dict:
     clip, simvlm = (next(row for row in cost if row["setting"].startswith(name)) for name in ("CLIP", "SimVLM"))
     found = {row["setting"]: row["image to text, first 1"] for row in rows if row["panel"] == "retrieval"}
     unit = (
-        f"times as long as CLIP takes SimVLM for a query of {describe.SIZES[-1]} pictures; pictures that find their text "
-        f"first: {', '.join(f'{way} {share:.0%}' for way, share in found.items())}"
+        f"times as long as CLIP takes SimVLM for a query of {describe.SIZES[-1]} pictures; pictures that find their "
+        f"text first: {', '.join(f'{way} {share:.0%}' for way, share in found.items())}"
     )
     return {"value": round(simvlm["ms"] / clip["ms"]), "unit": unit, "target": None, "better": "lower"}
 
 
 if __name__ == "__main__":
-    measure("describe", describe.run, __doc__ or "", headline, seeds=1, steps=400)
+    measure("describe", describe.run, __doc__ or "", headline, seeds=1, steps=500)

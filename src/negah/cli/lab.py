@@ -55,7 +55,7 @@ class Lab(show.Verb):
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
     """Pictures to train on, a folder for each class; describe: caption files (default: generated ones)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """Steps of each run (default: 200; adversarial, universal: 500; describe: 400; gradient, of a descent: 100)."""
+    """Steps of each run (default: 200; adversarial, universal, describe: 500; gradient, of a descent: 100)."""
     seeds: Annotated[int, arg(metavar="N")] = 1
     """Runs of each setting, or draws of the pairs."""
     batch: Annotated[int | None, arg(metavar="N")] = None
@@ -90,7 +90,7 @@ class Lab(show.Verb):
             raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
         if self.full and (self.steps is not None or self.batch is not None):
             raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
-        default = {"adversarial": 500, "universal": 500, "describe": 400, "gradient": 100}.get(self.name, 200)
+        default = {"adversarial": 500, "universal": 500, "describe": 500, "gradient": 100}.get(self.name, 200)
         steps = default if self.steps is None else self.steps
         batch = 64 if self.batch is None else self.batch
         for name, value, least in (("steps", steps, 10), ("seeds", self.seeds, 1), ("batch", batch, 4)):

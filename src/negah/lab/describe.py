@@ -291,7 +291,7 @@ def same_contrast(pairs: Pairs, fit: Sequence[Fit]) -> Panel:
     for (a, b), values in each.items():
         i, j = list(WAYS).index(a), list(WAYS).index(b)
         grid[i, j] = grid[j, i] = torch.stack(values).mean()
-    heat(axis, grid, list(WAYS), [way.replace(", ", ",\n") for way in WAYS], digits=2)
+    heat(axis, grid, list(WAYS), [way.replace(", ", ",\n") for way in WAYS])
     axis.set(title="rank correlation over the wrong texts of a picture")
     vectors_alike = torch.stack(each["CLIP, vectors", "CoCa, vectors"]).mean(0)
     others = torch.stack(each["CLIP, vectors", "SimVLM, likelihood"]).mean(0)
@@ -300,12 +300,12 @@ def same_contrast(pairs: Pairs, fit: Sequence[Fit]) -> Panel:
     return Panel(
         name="same-contrast", title="Similarity 1: CLIP's loss is half of CoCa's",
         asks="Both pull a picture's vector to that of its text, and push it from the others of the batch, by one "
-        "and the same function. Do they come to rank texts alike? Measured for each picture over the texts that are wrong for "
-        "it, so that being right alone does not count: the correlation of their ranks. One would expect CLIP to agree "
-        "with CoCa's vectors more than with the likelihoods of SimVLM, which contrasts nothing.",
+        "and the same function. Do they come to rank texts alike? Measured for each picture over the texts that are "
+        "wrong for it, so that being right alone does not count: the correlation of their ranks. One would expect CLIP "
+        "to agree with CoCa's vectors more than with the likelihoods of SimVLM, which contrasts nothing.",
         found=f"Of CLIP and CoCa's vectors it is {vectors_alike.mean():.2f}, of CLIP and SimVLM's likelihoods "
-        f"{others.mean():.2f}: the contrast that two share makes their rankings {_paired(vectors_alike - others)} "
-        f"alike. Of CoCa's vectors and its own likelihoods it is {own.mean():.2f}, of the likelihoods of CoCa and "
+        f"{others.mean():.2f}: the two that share the contrast rank {_paired(vectors_alike - others)} alike. Of "
+        f"CoCa's vectors and its own likelihoods it is {own.mean():.2f}, of the likelihoods of CoCa and "
         f"SimVLM {writers.mean():.2f}: the two halves of CoCa agree {_paired(own - writers)} than two writers do.",
         rows=rows, figure=plot, code=[contrast, CLIP.forward, CoCa.forward],
     )  # fmt: skip
@@ -434,8 +434,8 @@ def cost(pairs: Pairs, trio: Trio, effort: Effort) -> Panel:
     return Panel(
         name="cost", title="Difference 1: vectors are made once, likelihoods for each pair",
         asks="A new text is compared with pictures that are there already. CLIP and CoCa have vectors, and read "
-        "the text once. SimVLM has at best what its encoder made of each picture, and writes the text in view of each of "
-        "them. Measured: the time of a query, its median over rounds on one machine; passes of a network through a text "
+        "the text once. SimVLM has at best what its encoder made of each picture, and writes the text in view of each. "
+        "Measured: the time of a query, its median over rounds on one machine; passes of a network through a text "
         "or a picture; and how many numbers are kept of each picture.",
         found=_told_cost(rows), rows=rows, figure=plot, code=[texts_of, likelihoods],
     )  # fmt: skip
@@ -467,7 +467,7 @@ def sight(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
     changes = list(next(iter(runs[0].values())))
     plot, (axis,) = figure(width=7, height=4)
     grid = torch.tensor([[row[change] for change in changes] for row in rows])
-    heat(axis, grid, [row["setting"] for row in rows], [change.replace(" ", "\n", 1) for change in changes], digits=2)
+    heat(axis, grid, [row["setting"] for row in rows], [change.replace(" ", "\n", 1) for change in changes])
     axis.set(title="how far the word's vector moves, by its length")
     said = [
         f"{change}: {', '.join(row['setting'] for row in rows if row[change] > TOLD_APART) or 'none'}"
@@ -620,16 +620,14 @@ def bars(axis: Any, rows: Sequence[Row], names: Sequence[str], *, labels: Sequen
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def heat(
-    axis: Any, grid: Float[Tensor, "row column"], rows: Sequence[str], columns: Sequence[str], *, digits: int
-) -> None:
-    """A table of numbers as colours."""
+def heat(axis: Any, grid: Float[Tensor, "row column"], rows: Sequence[str], columns: Sequence[str]) -> None:
+    """A table of numbers of 0 or more as colours."""
     axis.grid(visible=False)
     axis.imshow(grid.numpy(), cmap="Blues", vmin=0, vmax=max(1.0, grid.max().item()), aspect="auto")
     for i, line in enumerate(grid.tolist()):
         for j, value in enumerate(line):
             colour = "white" if value > 0.6 * max(1.0, grid.max().item()) else "black"
-            axis.text(j, i, f"{value:.{digits}f}", ha="center", va="center", color=colour)
+            axis.text(j, i, f"{value:.2g}" if value > TOLD_APART else "0", ha="center", va="center", color=colour)
     axis.set_xticks(range(len(columns)), columns, fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
 
