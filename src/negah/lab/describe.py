@@ -621,13 +621,13 @@ def bars(axis: Any, rows: Sequence[Row], names: Sequence[str], *, labels: Sequen
 
 
 def heat(axis: Any, grid: Float[Tensor, "row column"], rows: Sequence[str], columns: Sequence[str]) -> None:
-    """A table of numbers of 0 or more as colours."""
+    """A table of numbers as colours."""
     axis.grid(visible=False)
     axis.imshow(grid.numpy(), cmap="Blues", vmin=0, vmax=max(1.0, grid.max().item()), aspect="auto")
     for i, line in enumerate(grid.tolist()):
         for j, value in enumerate(line):
             colour = "white" if value > 0.6 * max(1.0, grid.max().item()) else "black"
-            axis.text(j, i, f"{value:.2g}" if value > TOLD_APART else "0", ha="center", va="center", color=colour)
+            axis.text(j, i, f"{value:.2g}" if abs(value) > TOLD_APART else "0", ha="center", va="center", color=colour)
     axis.set_xticks(range(len(columns)), columns, fontsize=8)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
 
