@@ -63,12 +63,17 @@ Fit = dict[str, Float[Tensor, "image text"]]  # how well each text fits each pic
 
 def run(out: Path, effort: Effort) -> Page:
     """All panels into the folder `out`."""
-    pairs = Pairs.of(effort)
     settings = effort.settings() | {"pictures": f"{SIDE} px"}
     if not effort.data:
         settings["data"] = f"{TRAIN} generated scenes"
     page = Page("describe", "What do CLIP, SimVLM and CoCa share, and what sets them apart?", out, settings)
+    pairs = Pairs.of(effort)
     trios = [trained(pairs, effort, seed) for seed in range(effort.seeds)]
+    settings["trained"] = "; ".join(
+        f"{name} {sum(p.numel() for p in trios[0].models[method].parameters()) / 1e6:.1f} million weights, "
+        f"{mean(trio.seconds[method] for trio in trios):.0f} s"
+        for method, name in METHODS.items()
+    )
     fit = [{way: fits(trio, way, pairs.test.images, pairs.choices) for way in WAYS} for trio in trios]
     page.add(retrieval(pairs, fit))
     page.add(written(pairs, trios, fit))

@@ -109,18 +109,17 @@ def part(captions: Captions, numbers: Sequence[int]) -> Captions:
 
 @dataclass(frozen=True)
 class Trio:
-    """The three models of one seed, trained alike.  losses: of the last steps; seconds: of each training."""
+    """The three models of one seed, trained alike, and the seconds that each took."""
 
     models: dict[Method, Model]
     tokens: Tokenizer
-    losses: dict[Method, float]
     seconds: dict[Method, float]
 
 
 def trained(pairs: Pairs, effort: Effort, seed: int) -> Trio:
     """All three on the same pictures in the same order, by one recipe and in equally many steps."""
     tokens, options = pairs.tokens(), Options(width=WIDTH, layers=LAYERS)
-    found = Trio({}, tokens, {}, {})
+    found = Trio({}, tokens, {})
     for method, name in METHODS.items():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -132,9 +131,9 @@ def trained(pairs: Pairs, effort: Effort, seed: int) -> Trio:
             warmup=effort.steps // 10, weight_decay=0.05, clip=1.0, seed=seed,
             precision="bf16" if fast_bf16("cpu") else "fp32",
         )  # fmt: skip
-        found.models[method], found.losses[method] = model.eval(), done.history[-1]["loss"]
+        found.models[method] = model.eval()
         found.seconds[method] = perf_counter() - start
-        effort.say(f"{name}, seed {seed}: loss {found.losses[method]:.3f}, {found.seconds[method]:.0f} s")
+        effort.say(f"{name}, seed {seed}: loss {done.history[-1]['loss']:.3f}, {found.seconds[method]:.0f} s")
     return found
 
 
