@@ -34,7 +34,7 @@ def measure(
     effort = Effort(seeds=args.seeds, steps=steps, data=tuple(data))
     page = experiment(args.out, replace(effort, data=tuple(str(results.data_folder() / path) for path in data)))
     settings = dict(page.settings)
-    if "data" in settings:
+    if data:
         settings["data"] = effort.settings()["data"]  # by names that mean the same elsewhere
     for panel in page.panels:
         if panel.name == "pictures" and data:

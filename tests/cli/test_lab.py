@@ -17,6 +17,7 @@ from negah.lab.page import Page
         ({"name": "adversarial", "steps": 0}, "--steps 0: give 10 or more"),
         ({"name": "gradient", "data": ("pictures",)}, "gradient looks at vectors .* leave out --data"),
         ({"name": "gradient", "full": True}, "leave out --full"),
+        ({"name": "describe", "full": True}, "describe has no --full"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, options, says):

@@ -160,6 +160,9 @@ def test_caption_files_take_the_place_of_scenes(tmp_path, monkeypatch):
     assert all("words" in row and "roofs" not in row for row in captions.rows)
     with pytest.raises(InputError, match="do not fill a batch of 64"):
         Pairs.of(Effort(data=effort.data, say=lambda line: None))
+    (tmp_path / "captions.csv").write_text("file,caption\n" + "".join(f"{i}.png,field\n" for i in range(12)))
+    with pytest.raises(InputError, match="no caption has three words"):
+        Pairs.of(effort)
 
 
 def test_conclusions_turn_with_the_figures():

@@ -272,7 +272,7 @@ def classified(trio: Trio, way: str, asked: Captions, name: str, truth: Sequence
         assert not isinstance(model, SimVLM)
         with torch.no_grad():
             scores = vectors(model, asked.images) @ prototypes(model, trio.tokens, phrases, ["{}"]).T
-    return mean(values[i] == value for i, value in zip(scores.argmax(1).tolist(), truth, strict=True))
+    return mean(float(values[i] == value) for i, value in zip(scores.argmax(1).tolist(), truth, strict=True))
 
 
 # What they share
@@ -324,7 +324,7 @@ def alike(
     def ranks(scores: Tensor) -> Tensor:
         order = scores.masked_fill(~over, torch.inf).argsort(1).argsort(1).double()
         own = order.masked_fill(~over, 0)
-        return (order - own.sum(1, keepdim=True) / over.sum(1, keepdim=True)).masked_fill(~over, 0)
+        return (order - own.sum(1, keepdim=True) / over.sum(1, keepdim=True).clamp(min=1)).masked_fill(~over, 0)
 
     return F.cosine_similarity(ranks(a), ranks(b), dim=1)
 

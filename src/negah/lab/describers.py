@@ -32,6 +32,7 @@ from negah.train import Batches, fit
 
 SIDE, PATCH, WIDTH, LAYERS = 48, 8, 128, 4
 TRAIN, TEST, UNSEEN = 900, 200, 100  # scenes
+ASKED = 100  # pictures of the user's data that are asked about: each is compared with a text of each
 LONGEST = 40  # tokens of a text
 LR = 1e-3
 NAMED = ("roofs", "pool", "trees", "street")  # of `ATTRIBUTES`: what a short run learns to see in pictures this small
@@ -56,25 +57,35 @@ class Pairs:
     def of(cls, effort: Effort) -> "Pairs":
         """Scenes in short captions; or a random part of the data, as many pictures at most.
 
-        Raises InputError for data that cannot be read, or are too few for a batch.
+        Raises InputError for data that cannot be read, are too few for a batch, or have no words in an order.
         """
-        if effort.data:
-            every = joined([Captions.read(path, SIDE) for path in effort.data])
-            order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: TRAIN + TEST].tolist()
-            held = max(2, len(order) * TEST // (TRAIN + TEST))
-            train, test = part(every, order[held:]), part(every, order[:held])
-            if len(train) < effort.batch:
-                raise InputError(
-                    f"{len(train)} pictures to train on do not fill a batch of {effort.batch}: give --batch"
-                )
-            return cls(train, test, None, list(dict.fromkeys(first_texts(test))))
+        found = cls._of_data(effort.data) if effort.data else cls._of_scenes()
+        if len(found.train) < effort.batch:
+            raise InputError(
+                f"{len(found.train)} pictures to train on do not fill a batch of {effort.batch}: give --batch"
+            )
+        if all(len(text.split()) < 3 for text in first_texts(found.test)):
+            raise InputError("no caption has three words: what their order is to a model cannot be asked")
+        return found
+
+    @classmethod
+    def _of_scenes(cls) -> "Pairs":
         seen, others = ([what for what in compositions() if held_out(what) == held] for held in (False, True))
-        others = [what for what in others if not any(short(what._asdict()) == short(one._asdict()) for one in seen)]
+        known = {short(what._asdict()) for what in seen}  # the other pairs that are held out are not in short captions
+        others = [what for what in others if short(what._asdict()) not in known]
         train, test, unseen = (
             shortened(drawn(count, seed, SIDE, of))
             for count, seed, of in ((TRAIN, 0, seen), (TEST, 1, seen), (UNSEEN, 2, others))
         )
         return cls(train, test, unseen, list(dict.fromkeys(short(what._asdict()) for what in compositions())))
+
+    @classmethod
+    def _of_data(cls, data: Sequence[str]) -> "Pairs":
+        every = joined([Captions.read(path, SIDE) for path in data])
+        order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[: TRAIN + ASKED].tolist()
+        asked = max(2, len(order) * ASKED // (TRAIN + ASKED))
+        test = part(every, order[:asked])
+        return cls(part(every, order[asked:]), test, None, list(dict.fromkeys(first_texts(test))))
 
     def view(self) -> View:
         """What is seen of a training picture: all of it; scenes, which have no up and down, in any of eight turns."""
@@ -102,7 +113,7 @@ def shortened(scenes: Captions) -> Captions:
 
 def part(captions: Captions, numbers: Sequence[int]) -> Captions:
     """Some of the pictures, with their texts."""
-    images = torch.stack([captions.images[i] for i in numbers])
+    images = torch.stack([captions.images[i] for i in numbers]) if numbers else torch.empty(0, 3, SIDE, SIDE)
     texts = [[captions.texts[int(n)] for n in captions.said[i]] for i in numbers]
     return Captions.of(images, [captions.names[i] for i in numbers], texts)
 
