@@ -364,6 +364,7 @@ def same_words(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
         axis.set(title=row["setting"], xlabel="token of the caption", ylabel="-log p")
         axis.legend(fontsize=8, frameon=False)
     together = torch.corrcoef(torch.stack([hard[method] for method in WRITERS]))[0, 1].item()
+    chance = 2 / len(texts) ** 0.5  # tokens of one caption are not independent: as if each had one
     said = [
         f"{row['setting']}: {row['own picture']:.3f} with its own picture, {row['another picture']:.3f} with another "
         f"({row['times']:.2f} times)" for row in rows
@@ -376,8 +377,8 @@ def same_words(pairs: Pairs, trios: Sequence[Trio]) -> Panel:
         "token in view of the caption's own picture, and of one with another caption; the plot has -log p by the "
         "token's place.",
         found=f"Perplexity of a token: {'; '.join(said)}. The words depend on the picture in: "
-        f"{', '.join(depends) or 'neither'}. What is hard for one is hard for the other: over all tokens their -log p "
-        f"correlate by {together:.2f}.",
+        f"{', '.join(depends) or 'neither'}. What is hard for one is {'' if together > chance else 'not '}hard for the "
+        f"other: over all tokens their -log p correlate by {together:.2f}.",
         rows=rows, figure=plot, code=[caption_loss, CoCa.forward, SimVLM.forward],
     )  # fmt: skip
 
