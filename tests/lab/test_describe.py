@@ -29,7 +29,10 @@ def pairs() -> Pairs:
 
 @pytest.fixture(scope="module")
 def trio(pairs) -> Trio:
-    return trained(pairs, EFFORT, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(describers, "WIDTH", 64)
+        patch.setattr(describers, "LAYERS", 2)
+        return trained(pairs, EFFORT, 0)
 
 
 def test_no_training_picture_has_what_is_never_seen(pairs):
@@ -144,6 +147,8 @@ def test_every_panel_is_made_of_its_figures(tmp_path, monkeypatch, pairs, trio):
 
 
 def test_caption_files_take_the_place_of_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(describers, "WIDTH", 64)
+    monkeypatch.setattr(describers, "LAYERS", 2)
     monkeypatch.setattr(describe, "SIZES", (2, 4))
     monkeypatch.setattr(costs, "LEAST_ROUNDS", 2)
     with (tmp_path / "captions.csv").open("w", newline="") as file:
