@@ -168,7 +168,8 @@ def written(pairs: Pairs, trios: Sequence[Trio], fit: Sequence[Fit]) -> Panel:
                 scores = known[way] if asked is pairs.test else fits(trio, way, asked.images, pairs.choices)
                 chosen = [plain(trio.tokens, pairs.choices[int(i)]) for i in scores.argmax(1).tolist()]
                 runs.setdefault(CHOOSES[way], []).append(scored(chosen, asked, trio))
-        rows += [over_seeds(setting, mine) | {"on": on, "pictures": len(asked)} for setting, mine in runs.items()]
+        head = {"setting": "", "on": on, "pictures": len(asked)}
+        rows += [head | over_seeds(setting, mine) for setting, mine in runs.items()]
     plot, axes = figure(2, width=5.5)
     for axis, name in zip(axes, ("exact", "attributes" if pairs.unseen is not None else "words")):
         for shift, on in enumerate(sets):
