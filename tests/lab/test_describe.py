@@ -10,9 +10,10 @@ from negah.errors import InputError
 from negah.images.scenes.words import told
 from negah.lab import costs, describe, describers
 from negah.lab.describe import _paired, _told_cost, alike, found, shuffled, strangers, turned
-from negah.lab.describers import WAYS, Pairs, Trio, fit_of, fits, likelihoods, right, surprise, trained
+from negah.lab.describers import WAYS, Pairs, Trio, fit_of, fits, right, trained
 from negah.lab.training import Effort
 from negah.language.captions import Captions
+from negah.language.likelihood import likelihoods, logits, seen, surprise
 from negah.language.retrieval import Index, recall
 from negah.language.score import texts_of, vectors
 
@@ -54,7 +55,7 @@ def test_likelihoods_are_sums_over_the_tokens_and_add_up_to_one(pairs, trio):
         ids[:, 0], ids[:, 1] = tokens.start, torch.arange(len(tokens))
         first = likelihoods(model, pairs.test.images[:2], ids, end=False)
         others = torch.arange(len(tokens)) != tokens.end
-        memory = describers.seen(model, pairs.test.images[:2])
+        memory = seen(model, pairs.test.images[:2])
         end = -surprise(model, memory, ids[tokens.end].expand(2, -1))[0].sum(1)  # an empty text
         total = first[:, others].exp().sum(1) + end.exp()
         torch.testing.assert_close(total, torch.ones(2), rtol=1e-4, atol=1e-4)
@@ -68,7 +69,7 @@ def test_what_a_model_writes_is_what_it_finds_likely(pairs, trio):
         model, images = trio.models[method], pairs.test.images[:3]
         written = model.caption(images, most=4)
         ids = torch.cat([torch.full((3, 1), trio.tokens.start), written], 1)
-        scores = describers.logits(model, describers.seen(model, images), ids)
+        scores = logits(model, seen(model, images), ids)
         ended = (written == trio.tokens.end).cumsum(1) > 1
         assert torch.equal(scores.argmax(2).masked_fill(ended, 0), written.masked_fill(ended, 0))
 

@@ -32,17 +32,15 @@ from negah.lab.describers import (
     first_texts,
     fit_of,
     fits,
-    likelihoods,
     own_texts,
     right,
-    seen,
-    surprise,
     trained,
 )  # fmt: skip
 from negah.lab.page import Page, Panel, figure
 from negah.lab.training import Effort, over_seeds
 from negah.language import CLIP, CoCa, SimVLM
 from negah.language.captions import Captions
+from negah.language.likelihood import likelihoods, seen, surprise
 from negah.language.score import captions, plain, texts_of, vectors
 from negah.language.zeroshot import prototypes
 from negah.losses.caption import caption_loss

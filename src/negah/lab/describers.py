@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from negah.errors import InputError
 from negah.images.scenes.words import PHRASES, compositions, held_out, told
 from negah.images.views import View
 from negah.lab.training import Effort
-from negah.language import CLIP, CoCa, SimVLM, Tokenizer
+from negah.language import CLIP, SimVLM, Tokenizer
 from negah.language.captions import Captions, Images, Told, drawn, joined
-from negah.language.coca import there
 from negah.language.layouts import Model
+from negah.language.likelihood import likelihoods, seen, surprise
 from negah.language.score import texts_of, vectors
-from negah.losses.caption import IGNORED
 from negah.nn.backbone import ConvBackbone, ViTBackbone
 from negah.nn.resnet import ResNet
 from negah.nn.vit import ViT
@@ -36,7 +34,6 @@ ASKED = 100  # pictures of the user's data that are asked about: each is compare
 LONGEST = 40  # tokens of a text
 LR = 1e-3
 NAMED = ("roofs", "pool", "trees", "street")  # of `ATTRIBUTES`: what a short run learns to see in pictures this small
-PAIRS = 512  # of picture and text, that a writer goes through at a time
 METHODS: dict[Method, str] = {"clip": "CLIP", "coca": "CoCa", "simvlm": "SimVLM"}
 
 
@@ -154,51 +151,6 @@ def network(method: Method) -> ViTBackbone | ConvBackbone:
         return ConvBackbone(ResNet(widths=(32, 64, WIDTH), depths=(1, 1, 1), stem="fine"))
     grid = SIDE // PATCH, SIDE // PATCH
     return ViTBackbone(ViT(patch=PATCH, dim=WIDTH, depth=LAYERS, heads=WIDTH // 64, grid=grid, layer_scale=None))
-
-
-@torch.no_grad()
-def seen(model: CoCa | SimVLM, images: Images) -> Float[Tensor, "image place dim"]:
-    """What a writer sees of each picture, before any word."""
-    every = torch.stack([images[i] for i in range(len(images))])
-    if isinstance(model, CoCa):
-        return torch.cat([model.look(some)[1] for some in every.split(PAIRS)])
-    none = torch.zeros(len(every), 0, dtype=torch.long), torch.zeros(len(every), dtype=torch.long)
-    return torch.cat([model.read(some, *(x[: len(some)] for x in none))[0] for some in every.split(PAIRS)])
-
-
-@torch.no_grad()
-def logits(
-    model: CoCa | SimVLM, memory: Float[Tensor, "pair place dim"], ids: Int[Tensor, "pair token"]
-) -> Float[Tensor, "pair token-1 vocabulary"]:
-    """Of the token behind each but the last, in view of a picture and the tokens before it."""
-    if isinstance(model, CoCa):
-        return model.output(model.decoder(model.read(ids)[1][:, :-1], memory))
-    places = torch.ones(memory.shape[:2], dtype=torch.bool)
-    return model.write(ids[:, :-1], torch.zeros(len(ids), dtype=torch.long), memory, places)
-
-
-def surprise(
-    model: CoCa | SimVLM, memory: Float[Tensor, "pair place dim"], ids: Int[Tensor, "pair token"], *, end: bool = True
-) -> tuple[Float[Tensor, "pair token-1"], Bool[Tensor, "pair token-1"]]:
-    """-log p of each token behind the start, and which of them count: those up to the end, or, without `end`, before
-    it; 0 elsewhere."""
-    counts = there(ids, model.end)[:, 1:] & (end | (ids[:, 1:] != model.end))
-    wanted = ids[:, 1:].masked_fill(~counts, IGNORED)
-    said = logits(model, memory, ids).transpose(1, 2)
-    return F.cross_entropy(said, wanted, ignore_index=IGNORED, reduction="none"), counts
-
-
-def likelihoods(
-    model: CoCa | SimVLM, images: Images, ids: Int[Tensor, "text token"], *, end: bool = True
-) -> Float[Tensor, "image text"]:
-    """log p of each text in view of each picture, without and with its end."""
-    memory = seen(model, images)
-    image, text = torch.meshgrid(torch.arange(len(memory)), torch.arange(len(ids)), indexing="ij")
-    found = [
-        -surprise(model, memory[i], ids[t], end=end)[0].sum(1)
-        for i, t in zip(image.flatten().split(PAIRS), text.flatten().split(PAIRS))
-    ]
-    return torch.cat(found).unflatten(0, image.shape)
 
 
 WAYS: dict[str, tuple[Method, bool]] = {  # whose, and whether by the likelihood of the words

@@ -89,10 +89,10 @@ class Index:
             raise InputError(f"{path} cannot be read ({error}): remove it, or give another --index") from error
 
 
-def hits(
+def recall(
     queries: Float[Tensor, "query dim"], index: Index, right: Bool[Tensor, "query entry"], *, best: Sequence[int]
-) -> dict[int, Bool[Tensor, " query"]]:
-    """Which queries have a right answer among the first k, for each k in `best`.
+) -> dict[int, float]:
+    """R@k: the share of queries with a right answer among the first k, for each k in `best`.
 
     right: which entries answer a query.  Captions that several pictures share answer all of them: counting only the
     pair that a text was written for would punish what is right.
@@ -101,12 +101,6 @@ def hits(
     """
     if not right.any(1).all():
         raise InputError(f"query {int(right.any(1).int().argmin())} has no right answer in the index")
-    found = right.gather(1, index.search(queries, best=max(best)).numbers)
-    return {k: found[:, :k].any(1) for k in best}
-
-
-def recall(
-    queries: Float[Tensor, "query dim"], index: Index, right: Bool[Tensor, "query entry"], *, best: Sequence[int]
-) -> dict[int, float]:
-    """R@k: the share of `hits`."""
-    return {k: hit.double().mean().item() for k, hit in hits(queries, index, right, best=best).items()}
+    numbers = index.search(queries, best=max(best)).numbers
+    hits = right.gather(1, numbers)
+    return {k: hits[:, :k].any(1).double().mean().item() for k in best}
