@@ -108,7 +108,7 @@ def test_an_index_is_used_again_and_follows_what_changes(model, folder, tmp_path
 def test_unreadable_pictures_are_left_out_and_said(model, folder, capsys):
     (folder / "broken.png").write_bytes((folder / "0-red.png").read_bytes()[:200])
     Image.new("RGB", (1, 1), (200, 30, 30)).save(folder / "pixel.png")
-    assert cli.main(["search", "خانه 🌞", "--images", str(folder), "--model", str(model)]) == 3
+    assert cli.main(["search", "ده 🌞", "--images", str(folder), "--model", str(model)]) == 3
     out, err = capsys.readouterr()
     assert "13 pictures" in out and "broken.png" in err
 
@@ -139,3 +139,18 @@ def test_a_path_that_is_no_picture_is_not_taken_for_words(model, folder, capsys,
 def test_an_empty_query_is_one_line(model, folder, capsys):
     assert cli.main(["search", " ", "--images", str(folder), "--model", str(model)]) == 2
     assert "an empty query" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("field " * 10_000, "tokens long, and the model reads no more than 8"),
+        ("x" * 5000, "tokens long, and the model reads no more than 8"),
+        ("\udce9", 'the query "\\udce9" is not text in UTF-8'),
+        ("\udce9.png", "?.png is no picture that is there"),
+    ],
+)
+def test_words_that_the_model_cannot_read_are_one_short_line(model, folder, capsys, query, says):
+    assert cli.main(["search", query, "--images", str(folder), "--model", str(model)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and len(err) < 200 and says in err

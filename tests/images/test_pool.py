@@ -103,7 +103,7 @@ def test_windows_without_data_are_left_out(tmp_path):
     pool = Pool([path], 20)
     assert [name.rpartition("@")[2] for name in pool.names] == ["40,0", "20,20", "40,20"]
     assert pool.skipped == 3 and not pool.failures
-    with pytest.raises(InputError, match="nothing to learn from in .*empty.tif .2 windows without data"):
+    with pytest.raises(InputError, match="no picture to be used in .*empty.tif .2 windows without data"):
         Pool([write_tiff(tmp_path / "empty.tif", np.zeros((20, 40, 3), np.uint8), nodata=0)], 20)
 
 
@@ -157,7 +157,7 @@ def test_nothing_to_learn_from_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match="nothing to look at"):
         Pool([], 20)
     (tmp_path / "bad.png").write_bytes(b"bad")
-    with pytest.raises(InputError, match="nothing to learn from in .*first: .*bad.png") as caught:
+    with pytest.raises(InputError, match="no picture to be used in .*first: .*bad.png") as caught:
         Pool([tmp_path], 20)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="at least 1 px"):

@@ -74,12 +74,26 @@ def test_what_is_missing_or_broken_is_left_out_and_told(folder):
         ("file,caption\n", "no row with a file and a caption"),
         ("file,caption\na/0.png,\n", "no row with a file and a caption"),
         ("file,caption\nb/0.png,x\nb/1.png,x\n", "none of the 2 pictures .* is there .*b/0.png"),
-        ("", "file and caption"),
+        ("", r"columns \(none\): file and caption"),
+        ("file,caption,caption\na/0.png,x,y\n", "two columns caption: name them caption1"),
+        (f"file,caption\n{'a house ' * 80},a/0.png\n", "none of the 1 pictures .* is there"),
     ],
 )
 def test_files_that_say_nothing_are_refused(folder, text, message):
     with pytest.raises(InputError, match=message):
         Captions.read(table(folder, text), 8)
+
+
+def test_a_picture_of_two_names_has_the_texts_of_both(folder):
+    found = Captions.read(table(folder, "file,caption\na/0.png,one\n./a/0.png,two\na/1.png,three\n"), 8)
+    assert list(found.names) == ["a/0.png", "a/1.png"] and list(found.texts) == ["one", "two", "three"]
+    assert [its.tolist() for its in found.said] == [[0, 1], [2]]
+
+
+def test_rows_without_a_value_are_named_among_the_others(folder):
+    path = table(folder, "file,caption,split\na/0.png,x,\na/1.png,y,train\n")
+    with pytest.raises(InputError, match=r"has split val: there are \(nothing\), train"):
+        Captions.read(f"{path}:split=val", 8)
 
 
 def test_other_names_are_refused(folder):

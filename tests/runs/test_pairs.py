@@ -120,6 +120,12 @@ def test_captions_of_one_pixel_and_of_drawing(data, tmp_path, capsys):
     assert drawn[0] == drawn[1]
     with pytest.raises(InputError, match="no beams"):
         caption(dot, model=str(found.model), beams=2, share=0.5)
+    with pytest.raises(InputError, match="--beams 100000: give 100 or less"):
+        caption(dot, model=str(found.model), beams=100_000)
+    with pytest.raises(InputError, match="--seed .*: give a number from 0"):
+        caption(dot, model=str(found.model), share=0.5, seed=2**70)
+    with pytest.raises(InputError, match="no picture to be used in .*bad.png"):
+        caption([tmp_path / "bad.png"], model=str(found.model))
     clip = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "clip", SMALL)
     with pytest.raises(WeightsError, match="a CLIP, which writes nothing"):
         caption(dot, model=str(clip.model))

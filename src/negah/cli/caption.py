@@ -32,7 +32,7 @@ class Caption(show.Verb):
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """With tokenizer.json, or vocab.json and merges.txt, for models that come without."""
     beams: Annotated[int, arg(metavar="N")] = 1
-    """Texts that are followed at a time: the best of them, by the mean log probability of its words, is given."""
+    """Texts that are followed at a time, 100 at most: the best, by the mean log probability of its words, is given."""
     share: Annotated[float | None, arg(metavar="P")] = None
     """Draw the words instead, each from the likeliest ones that hold this share of the probability."""
     seed: int = 0

@@ -53,13 +53,13 @@ class Pretrain(show.Verb):
     size: Annotated[int | None, arg(metavar="PX")] = None
     """Side of the (global) crops (default: the backbone's)."""
     side: Annotated[int | None, arg(metavar="PX")] = None
-    """Side of the tiles that crops are cut from (default: that of the crops)."""
+    """Side of the tiles that crops are cut from (default: that of the crops; clip, coca, simvlm: an eighth more)."""
     local: Annotated[int | None, arg(metavar="PX")] = None
     """Side of the local crops of dino and dinov2 (default: 3/7 of the global ones)."""
     locals: Annotated[int | None, arg(metavar="N")] = None
     """Local crops of each picture, of dino and dinov2 (default: 8)."""
     lr: Annotated[float | None, arg(metavar="LR")] = None
-    """Highest learning rate (default: the paper's, for this batch)."""
+    """Highest learning rate (default: the paper's, for this batch; clip, coca, simvlm: 5e-4)."""
     drop_path: Annotated[float | None, arg(metavar="P")] = None
     """Stochastic depth of a transformer (default: 0.1 for dino, 0.3 for dinov2, else 0)."""
     prototypes: Annotated[int | None, arg(metavar="K")] = None

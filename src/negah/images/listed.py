@@ -2,7 +2,7 @@
 
 import csv
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from negah.errors import InputError
@@ -30,7 +30,7 @@ def beside(names: Sequence[str], path: Path) -> dict[str, tuple[Path, str | None
     inside: dict[str, Path] | None = None
     for name in names:
         file = path.parent / name
-        if name and file.is_file():
+        if name and there(file):
             found[name] = file, None
             continue
         if inside is None:  # opened only when they are needed
@@ -39,6 +39,14 @@ def beside(names: Sequence[str], path: Path) -> dict[str, tuple[Path, str | None
         if name in inside:
             found[name] = inside[name], name
     return found
+
+
+def there(name: str | Path, kind: Callable[[Path], bool] = Path.is_file) -> bool:
+    """Whether that is a file, or of another `kind`; what no file can be called, like a long sentence, is none."""
+    try:
+        return kind(Path(name))
+    except OSError:  # the name is too long, or its folder is not to be looked into
+        return False
 
 
 def members(archive: Path) -> list[str]:

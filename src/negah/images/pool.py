@@ -157,7 +157,7 @@ class Pool(torch.utils.data.Dataset):
         if not self.tiles:
             why = f"first: {self.failures[0][1]}" if self.failures else f"{self.skipped} windows without data"
             named = [clean(path.name if isinstance(path, Source) else str(path)) for path in paths]
-            raise InputError(f"nothing to learn from in {some(named)} ({why})")
+            raise InputError(f"no picture to be used in {some(named)} ({why})")
 
     def __len__(self) -> int:
         return len(self.tiles)

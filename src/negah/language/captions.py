@@ -80,7 +80,11 @@ class Captions:
             raise InputError(f"none of the {len(told)} pictures of {file} is there ({some(list(told))}): {SOUGHT}")
         sources = _sources(set(found.values()))
         failures += [(name, f"{name} is no picture that can be read") for name in found if found[name] not in sources]
-        named = {sources[at]: name for name, at in found.items() if at in sources}
+        # A picture may have several names in a file, such as a.jpg and ./a.jpg: it has the texts of all.
+        named: dict[Source, str] = {}
+        for name, at in found.items():
+            if at in sources and (first := named.setdefault(sources[at], name)) != name:
+                told[first] += told[name]
         if not named:
             raise InputError(f"none of the {len(told)} pictures of {file} can be read (first: {failures[0][1]})")
         pool = Pool(list(named), side, cut="none", progress=progress)
@@ -183,11 +187,15 @@ def _texts(
     file = next((name for name in columns if name.strip().lower() in FILE), None)
     texts = [name for name in columns if TEXT.fullmatch(name.strip())]
     if file is None or not texts:
-        raise InputError(f"{path} has the columns {', '.join(columns)}: file and caption (or caption1, ...) are needed")
+        raise InputError(
+            f"{path} has the columns {', '.join(columns) or '(none)'}: file and caption (or caption1, ...) are needed"
+        )
+    if twice := [name for name in texts if texts.count(name) > 1]:
+        raise InputError(f"{path} has two columns {twice[0]}: name them caption1, caption2, ...")
     if column is not None:
         if column not in columns:
             raise InputError(f"{path} has no column {column}: it has {', '.join(columns)}")
-        there = sorted({row[column] for _, row in rows})
+        there = sorted({row[column] or "(nothing)" for _, row in rows})
         rows = [(at, row) for at, row in rows if row[column] == value]
         if not rows:
             raise InputError(f"no row of {path} has {column} {value}: there are {some(there)}")

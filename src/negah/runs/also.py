@@ -17,9 +17,8 @@ from negah.images.sources import Source
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
 from negah.language.load import gsd_of, reference_of
-from negah.language.tokens import Tokenizer
 from negah.runs.record import digest
-from negah.runs.search import described_by
+from negah.runs.search import check_words, described_by, quoted
 from negah.solar.also import (
     BATCH,
     UNUSUAL,
@@ -43,7 +42,6 @@ from negah.weights.files import read
 LAYER = 10_000  # windows of each question in also.parquet and its like, the best; also.csv holds all
 SHOWN = 8  # windows of each question in the report
 PICTURE = 256  # pixels along such a picture, at most
-QUOTED = 40  # letters of a query in a message
 
 CAUTION = (
     "Something always ranks first, whether it is there or not. How often these words are right was not checked; for "
@@ -117,7 +115,7 @@ def asking(queries: Sequence[str], model: str, device: torch.device) -> Asking:
     if reference is not None and reference.shape[1] != clip.dim:
         raise WeightsError(f"{model} has reference vectors of {reference.shape[1]} numbers, and its own are {clip.dim}")
     for query in queries:
-        _check_length(query, tokens)
+        check_words(query, tokens, called="--also")
     clip = clip.to(device)
     questions = []
     with torch.inference_mode():
@@ -216,30 +214,9 @@ def _shown(asked: Asking, found: Cosines, k: int, sources: Sequence[Source]) -> 
 def _check(queries: Sequence[str]) -> None:
     said: set[str] = set()
     for query in queries:
-        try:
-            query.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"--also {quoted(query)} is not text in UTF-8: type it anew") from error
         words = " ".join(query.lower().split())
         if not words:
             raise InputError("--also with nothing in it asks nothing: give some words")
         if words in said:
             raise InputError(f"--also {quoted(query)} is asked twice: ask it once")
         said.add(words)
-
-
-def _check_length(query: str, tokens: Tokenizer) -> None:
-    count, most = tokens.count(query), tokens.length - 2
-    if not count:
-        raise InputError(f"--also {quoted(query)} holds no letter, number or sign: give some words")
-    if count > most:
-        raise InputError(
-            f"--also {quoted(query)} is {count:,} tokens long, and the model reads no more than {most}: say it in "
-            "fewer words"
-        )
-
-
-def quoted(query: str) -> str:
-    """As it is named in a message."""
-    query = query.encode("utf-8", "backslashreplace").decode()
-    return f'"{query}"' if len(query) <= QUOTED else f'"{query[:QUOTED]}..."'

@@ -13,6 +13,8 @@ from negah.language.load import load_both
 from negah.language.score import captions
 from negah.runs.record import compute_device
 
+BEAMS = 100  # at most: each is a row more for every picture of a batch, and must fit into memory
+
 
 @dataclass(frozen=True)
 class Result:
@@ -38,6 +40,10 @@ def caption(
     writer, tokens = load_both(model, vocabulary=vocabulary)
     if isinstance(writer, CLIP):
         raise WeightsError(f"{model} is a CLIP, which writes nothing: give a CoCa or a SimVLM")
+    if beams > BEAMS:
+        raise InputError(f"--beams {beams}: give {BEAMS} or less")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed {seed}: give a number from 0 to 2^63 - 1")
     if beams < 1 or (share is not None and not 0 < share <= 1):
         raise InputError("--beams is 1 or more, and --share above 0 and at most 1")
     if beams > 1 and share is not None:

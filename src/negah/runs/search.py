@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from negah.errors import InputError, WeightsError
+from negah.images.listed import there
 from negah.images.pool import Picture, channels_first, in_order
-from negah.images.sources import PICTURES, Source, find_sources
+from negah.images.sources import PICTURES, Source, clean, find_sources
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
 from negah.language.load import load_both
@@ -22,6 +23,7 @@ from negah.language.tokens import Tokenizer
 from negah.runs.record import compute_device, digest
 
 BATCH = 64
+QUOTED = 40  # letters of a query in a message
 Progress = Callable[[str, int, int], None]
 
 
@@ -139,12 +141,35 @@ def of_query(clip: CLIP | CoCa, tokens: Tokenizer, query: str) -> Float[Tensor, 
     where = clip.log_scale.device
     if query.strip() == "":
         raise InputError("an empty query describes nothing: give some words, or the path of a picture")
-    if Path(query).is_dir() or (not Path(query).is_file() and query.lower().endswith(PICTURES)):
-        raise InputError(f"{query} is no picture that is there: give the path of one, or some words")
-    if Path(query).is_file():
+    if there(query, Path.is_dir) or (not there(query) and query.lower().endswith(PICTURES)):
+        raise InputError(f"{clean(query)} is no picture that is there: give the path of one, or some words")
+    if there(query):
         source = find_sources([query])[0]
         return clip.images(channels_first(Picture(source).pixels(clip.size))[None].to(where)).cpu()
+    check_words(query, tokens, called="the query")
     return clip.texts(tokens([query]).to(where)).cpu()
+
+
+def check_words(words: str, tokens: Tokenizer, *, called: str) -> None:
+    """Raises InputError for words that the model does not read, or not to their end."""
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{called} {quoted(words)} is not text in UTF-8: type it anew") from error
+    count, most = tokens.count(words), tokens.length - 2
+    if not count:
+        raise InputError(f"{called} {quoted(words)} holds no letter, number or sign: give some words")
+    if count > most:
+        raise InputError(
+            f"{called} {quoted(words)} is {count:,} tokens long, and the model reads no more than {most}: say it in "
+            "fewer words"
+        )
+
+
+def quoted(words: str) -> str:
+    """As they are named in a message."""
+    words = words.encode("utf-8", "backslashreplace").decode()
+    return f'"{words}"' if len(words) <= QUOTED else f'"{words[:QUOTED]}..."'
 
 
 def stamp(source: Source) -> str:
