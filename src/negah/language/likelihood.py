@@ -19,10 +19,10 @@ PAIRS = 512  # of picture and text, that a writer goes through at a time
 @torch.no_grad()
 def seen(model: CoCa | SimVLM, images: Images) -> Float[Tensor, "image place dim"]:
     """What a writer sees of each picture, before any word."""
-    every = torch.stack([images[i] for i in range(len(images))])
+    every = torch.stack([images[i] for i in range(len(images))]).to(next(model.parameters()).device)
     if isinstance(model, CoCa):
         return torch.cat([model.look(some)[1] for some in every.split(PAIRS)])
-    none = torch.zeros(len(every), 0, dtype=torch.long), torch.zeros(len(every), dtype=torch.long)
+    none = torch.zeros(len(every), 0, dtype=torch.long, device=every.device), every.new_zeros(len(every)).long()
     return torch.cat([model.read(some, *(x[: len(some)] for x in none))[0] for some in every.split(PAIRS)])
 
 
@@ -33,8 +33,8 @@ def logits(
     """Of the token behind each but the last, in view of a picture and the tokens before it."""
     if isinstance(model, CoCa):
         return model.output(model.decoder(model.read(ids)[1][:, :-1], memory))
-    places = torch.ones(memory.shape[:2], dtype=torch.bool)
-    return model.write(ids[:, :-1], torch.zeros(len(ids), dtype=torch.long), memory, places)
+    places = memory.new_ones(memory.shape[:2]).bool()
+    return model.write(ids[:, :-1], torch.zeros_like(ids[:, 0]), memory, places)
 
 
 def surprise(
@@ -53,6 +53,7 @@ def likelihoods(
 ) -> Float[Tensor, "image text"]:
     """log p of each text in view of each picture, without and with its end."""
     memory = seen(model, images)
+    ids = ids.to(memory.device)
     image, text = torch.meshgrid(torch.arange(len(memory)), torch.arange(len(ids)), indexing="ij")
     found = [
         -surprise(model, memory[i], ids[t], end=end)[0].sum(1)

@@ -28,6 +28,7 @@ from negah.language.score import scores, vectors
 from negah.nn.backbone import Backbone, ConvBackbone, ViTBackbone
 from negah.nn.resnet import ResNet
 from negah.nn.text import TextTransformer
+from negah.runs.recipes import check_numbers
 from negah.runs.record import claim, compute_device, hardware, now, versions
 from negah.runs.watch import Say, dated, on_first
 from negah.train import Batches, FitResult, fit
@@ -81,20 +82,13 @@ class Options:
 
     def check(self) -> None:
         """Raises InputError that names the first option which nothing can be trained with."""
-        if self.batch < 2:
-            raise InputError("a batch of one picture has nothing to be told apart from: give --batch 2 or more")
         least = {
             "epochs": 1, "size": 1, "side": 1, "vocabulary": 514, "length": 3, "width": 8, "layers": 2, "accumulate": 1,
             "workers": 0, "score_every": 1, "checkpoint_every": 1, "seed": 0,
         }  # fmt: skip
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"--{name.replace('_', '-')} {value}: give {lowest} or more")
+        check_numbers(self.batch, self.lr, {name: (getattr(self, name), lowest) for name, lowest in least.items()})
         if self.layers % 2:
             raise InputError(f"--layers {self.layers}: give an even number, half of it for each half of the text")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise InputError(f"--lr {self.lr}: give a number above 0")
         if self.extent is not None and not 0 < self.extent < math.inf:
             raise InputError(f"--extent {self.extent}: give metres above 0")
 

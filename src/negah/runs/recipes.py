@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,18 +74,22 @@ class Options:
 
     def check(self) -> None:
         """Raises InputError that names the first option which no method can be trained with."""
-        if self.batch < 2:
-            raise InputError("a batch of one picture has nothing to be told apart from: give --batch 2 or more")
         least = {
             "epochs": 1, "size": 1, "side": 1, "local": 1, "locals": 0, "prototypes": 1, "queue": 1, "accumulate": 1,
             "workers": 0, "score_every": 1, "checkpoint_every": 1, "seed": 0,
         }  # fmt: skip
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise InputError(f"--{name.replace('_', '-')} {value}: give {lowest} or more")
-        if self.lr is not None and not 0 < self.lr < math.inf:
-            raise InputError(f"--lr {self.lr}: give a number above 0")
+        check_numbers(self.batch, self.lr, {name: (getattr(self, name), lowest) for name, lowest in least.items()})
+
+
+def check_numbers(batch: int, lr: float | None, others: Mapping[str, tuple[int | None, int]]) -> None:
+    """Raises InputError that names the first option that is too low; `others` hold a value and the lowest allowed."""
+    if batch < 2:
+        raise InputError("a batch of one picture has nothing to be told apart from: give --batch 2 or more")
+    for name, (value, lowest) in others.items():
+        if value is not None and value < lowest:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give {lowest} or more")
+    if lr is not None and not 0 < lr < math.inf:
+        raise InputError(f"--lr {lr}: give a number above 0")
 
 
 @dataclass(frozen=True)
