@@ -1,0 +1,1 @@
+"""Imagine: denoise under guidance (Stable Diffusion, classifier and classifier-free guidance, DreamBooth)."""
