@@ -30,7 +30,7 @@ from negah.language.tokens import Tokenizer
 FILE = ("file", "image", "filename", "filepath", "path")
 TEXT = re.compile(r"(caption|text|sentence|title)[ _]?\d*", re.IGNORECASE)
 ROWS = re.compile(r"(.+\.csv)(?::([^:=]+)=([^:=]*))?", re.IGNORECASE)
-PAINTED_PX, PAINTED_GSD_M = 128, 0.4
+PAINTED_PX = 128
 Progress = Callable[[str, int, int], None]
 
 
@@ -162,14 +162,14 @@ class Told:
 
 
 def drawn(
-    count: int, seed: int, side: int, of: Sequence[Composition], *,
+    count: int, seed: int, side: int, of: Sequence[Composition], *, metres: float = 51.2,
     progress: Progress = lambda stage, done, total: None,
 ) -> Captions:  # fmt: skip
-    """Described scenes of some compositions, 51 m wide, painted at 0.4 m a pixel, where all that is told shows."""
+    """Described scenes of some compositions, `metres` wide, painted at 128 px a side, where all that is told shows."""
     images, texts = [], []
     for number in range(count):
         mixed = mix(seed, number)
-        scene = described(PAINTED_PX, PAINTED_GSD_M, seed=mixed, what=of[mixed % len(of)])
+        scene = described(PAINTED_PX, metres / PAINTED_PX, seed=mixed, what=of[mixed % len(of)])
         image = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)[None]
         images.append(crop(image, torch.tensor([[0, 0, PAINTED_PX, PAINTED_PX]]), side)[0])
         texts.append(scene.captions)

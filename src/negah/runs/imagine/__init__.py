@@ -1,0 +1,1 @@
+"""How the bundled text-to-image model is made: `python -m negah.runs.imagine`."""
