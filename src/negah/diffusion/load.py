@@ -1,0 +1,261 @@
+"""`load`: from a folder, a file or a name to a `TextToImage`, strictly.
+
+    load("negah/imagine-tiny")                        bundled
+    load("sd15/"), load("owner/stable-diffusion")     a folder as diffusers writes it, here or on the hub
+    load("v1-5-pruned.safetensors")                   one file as Stable Diffusion 1.x was published
+    load("sd15/", lora="style.safetensors")           with a LoRA merged in (diffusers', peft's or kohya's names)
+
+Known are Stable Diffusion 1.x and 2.x.  A safety checker in the folder is not loaded.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from negah.diffusion.model import PARTS, TextToImage
+from negah.diffusion.schedule import Schedule
+from negah.errors import InputError, WeightsError
+from negah.weights.files import HUB_NAME, one_line, read_file, read_json
+
+BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
+IMAGINER = "negah/imagine-tiny"
+CLIP_VOCABULARY = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x; single files do not hold one
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+    "model.fp16.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
+)  # fmt: skip
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+EMBEDDINGS = "learned_embeds.safetensors"  # of new words, beside a LoRA
+# Stable Diffusion 1.x, in diffusers' words.
+UNET_1 = {
+    "sample_size": 64, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2, "cross_attention_dim": 768, "attention_head_dim": 8,
+    "down_block_types": (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+}  # fmt: skip
+VAE_1 = {
+    "sample_size": 512, "latent_channels": 4, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "scaling_factor": 0.18215,
+}  # fmt: skip
+TEXT_1 = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+          "num_attention_heads": 12, "max_position_embeddings": 77, "projection_dim": 768}  # fmt: skip
+
+
+def load(
+    name_or_path: str | Path, *, lora: str | Path | None = None, vocabulary: str | Path | None = None,
+    dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+) -> TextToImage:  # fmt: skip
+    """A model in eval mode, its convolutions laid out as they are fastest.
+
+    Args:
+        name_or_path: see above.
+        lora: file, or folder with one, to be merged in; a learned_embeds.safetensors beside it adds its words.
+        vocabulary: folder with CLIP's tokenizer for a single file; by default the hub's.
+        dtype: that the networks compute in.
+
+    Raises WeightsError for parts or tensors that are missing, unknown, misshapen, not floating or not finite, and for
+    another kind of model; InputError where diffusers and transformers are not installed.
+    """
+    try:
+        import diffusers
+        import transformers
+    except ImportError as error:
+        raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()  # what they warn of here is no concern of the user's
+    path = _found(name_or_path)
+    model = of_folder(path, dtype=dtype) if path.is_dir() else of_file(path, vocabulary=vocabulary, dtype=dtype)
+    if lora is not None:
+        merge(model, Path(lora))
+    for net in (model.unet, model.vae):
+        if net is not None:
+            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _found(name_or_path: str | Path) -> Path:
+    """Where it lies; what is on the hub is fetched."""
+    text, path = str(name_or_path), Path(name_or_path)
+    if path.exists():
+        return path
+    if text.startswith("negah/"):
+        if not (BUNDLED / text.removeprefix("negah/") / "model_index.json").is_file():
+            raise WeightsError(f"{text} is not in this install: {IMAGINER} is the bundled model")
+        return BUNDLED / text.removeprefix("negah/")
+    if (match := HUB_NAME.fullmatch(text)) and path.suffix not in (".safetensors", ".ckpt", ".pt"):
+        return _fetched(match[1], match[2])
+    raise WeightsError(f"no model at {text}: give a folder as diffusers writes it, a file, or {IMAGINER}")
+
+
+def _fetched(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["model_index.json", *(f"{part}/*" for part in PARTS)]
+    others = ["*.onnx*", "*.msgpack", "*.fp16.*", "*.non_ema.*", "*.bin"]
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=others))
+    except Exception as error:  # of the hub, of requests, of the disk
+        raise WeightsError(f"{repository} cannot be fetched: {one_line(error)}") from error
+    return folder
+
+
+def of_folder(folder: Path, *, dtype: torch.dtype) -> TextToImage:
+    """From a folder as diffusers writes it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTokenizer
+
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise WeightsError(f"{folder} has no model_index.json: give a folder as diffusers writes it")
+    content = read_json(index)
+    if not str(content.get("_class_name", "")).startswith("StableDiffusion") or "text_encoder_2" in content:
+        raise WeightsError(f"{folder} holds a {content.get('_class_name')}: Stable Diffusion 1.x and 2.x are known")
+    latent = content.get("vae", [None])[0] is not None
+    lacking = [part for part in PARTS if not (folder / part).is_dir() and (latent or part != "vae")]
+    if lacking:
+        raise WeightsError(f"{folder} has no {', '.join(lacking)}: a model has the parts {', '.join(PARTS)}")
+    unet = _network(UNet2DConditionModel, read_json(folder / "unet" / "config.json"), _tensors(folder / "unet"),
+                    str(folder / "unet"), dtype)  # fmt: skip
+    vae = None
+    if latent:
+        tensors = {_renamed(name): value for name, value in _tensors(folder / "vae").items()}
+        vae = _network(AutoencoderKL, read_json(folder / "vae" / "config.json"), tensors, str(folder / "vae"), dtype)
+    text = _text(read_json(folder / "text_encoder" / "config.json"), _tensors(folder / "text_encoder"),
+                 str(folder / "text_encoder"), dtype)  # fmt: skip
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
+    except Exception as error:  # whatever its parser meets
+        raise WeightsError(f"the vocabulary in {folder / 'tokenizer'} cannot be read: {one_line(error)}") from error
+    schedule = Schedule.of_config(read_json(folder / "scheduler" / "scheduler_config.json"))
+    return _checked(TextToImage(unet=unet, vae=vae, text=text, tokenizer=tokenizer, schedule=schedule), str(folder))
+
+
+def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) -> TextToImage:
+    """From one file of Stable Diffusion 1.x."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    from transformers import CLIPTokenizer
+
+    content, _ = read_file(path)
+    state = content.get("state_dict", content)
+    if any(name.startswith("cond_stage_model.model.") for name in state):
+        raise WeightsError(f"{path} holds Stable Diffusion 2.x, which one file does not tell enough of: give its folder")
+    words = {n.removeprefix("cond_stage_model.transformer."): v for n, v in state.items() if "cond_stage_model" in n}
+    for part, start in (("denoiser", "model.diffusion_model."), ("autoencoder", "first_stage_model."), ("text encoder", "cond_stage_model.")):
+        if not any(name.startswith(start) for name in state):
+            raise WeightsError(f"{path} has no {part} ({start}*): give a whole Stable Diffusion 1.x checkpoint")
+    try:
+        of_unet = convert_ldm_unet_checkpoint(dict(state), {**UNET_1, "class_embed_type": None})
+        of_vae = convert_ldm_vae_checkpoint(dict(state), VAE_1)
+    except KeyError as error:
+        raise WeightsError(f"{path} has no {error.args[0]}: it is not a whole Stable Diffusion 1.x checkpoint") from error
+    unet = _network(UNet2DConditionModel, UNET_1, of_unet, str(path), dtype)
+    vae = _network(AutoencoderKL, VAE_1, {_renamed(n): v for n, v in of_vae.items()}, str(path), dtype)
+    text = _text(TEXT_1, words, str(path), dtype)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(vocabulary or CLIP_VOCABULARY))
+    except Exception as error:  # of the hub, or whatever its parser meets
+        raise WeightsError(
+            f"{path} holds no vocabulary, and {vocabulary or CLIP_VOCABULARY} cannot be read ({one_line(error)}): give"
+            " --vocabulary, a folder with CLIP's vocab.json and merges.txt"
+        ) from error
+    return _checked(
+        TextToImage(unet=unet, vae=vae, text=text, tokenizer=tokenizer, schedule=Schedule.scaled_linear()), str(path)
+    )
+
+
+def merge(model: TextToImage, lora: Path) -> None:
+    """Add a LoRA to the weights, and the words of an embeddings file beside it to the vocabulary."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    files = sorted(lora.glob("*lora*.safetensors")) if lora.is_dir() else [lora]
+    if len(files) != 1 or not files[0].is_file():
+        raise WeightsError(f"no LoRA at {lora}: give its .safetensors file")
+    parts: Any = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text, "tokenizer": model.tokenizer}
+    pipeline = StableDiffusionPipeline(
+        **parts, scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False  # pyright: ignore
+    )  # fmt: skip
+    words = files[0].parent / EMBEDDINGS
+    try:
+        if words.is_file():
+            pipeline.load_textual_inversion(str(words))
+        pipeline.load_lora_weights(str(files[0].parent), weight_name=files[0].name)
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
+    except Exception as error:  # whatever the libraries' parsers meet
+        raise WeightsError(f"the LoRA {files[0]} does not fit this model: {one_line(error)}") from error
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Of a part of a model: one file, or the shards that an index lists."""
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return read_file(folder / name)[0]
+    if indices := sorted(folder.glob("*.index.json")):
+        shards = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
+        return {name: value for shard in shards for name, value in read_file(folder / shard)[0].items()}
+    raise WeightsError(f"{folder} has no weights: there should be a {WEIGHTS[0]} or {WEIGHTS[1]}")
+
+
+def _renamed(name: str) -> str:
+    """Of an autoencoder's attention as older files have it."""
+    return re.sub(r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: f"{m[1]}{OLD_ATTENTION[m[2]]}.", name)
+
+
+def _network(kind: Any, config: Mapping[str, Any], tensors: dict[str, Tensor], origin: str, dtype: torch.dtype) -> Any:
+    """A network of diffusers with these weights, without drawing others first."""
+    try:
+        with torch.device("meta"):
+            net = kind.from_config(dict(config))
+    except Exception as error:  # whatever a config may hold
+        raise WeightsError(f"{origin} describes a network that cannot be built: {one_line(error)}") from error
+    return _filled(net, tensors, origin, dtype)
+
+
+def _text(config: Mapping[str, Any], tensors: dict[str, Tensor], origin: str, dtype: torch.dtype) -> Any:
+    """The text encoder; releases of transformers differ in whether its names begin with text_model."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng(devices=[]):  # it has buffers, which would be empty on the meta device
+        net = CLIPTextModel(CLIPTextConfig(**dict(config)))
+    start = "text_model." if any(name.startswith("text_model.") for name in net.state_dict()) else ""
+    named = {start + name.removeprefix("text_model."): v for name, v in tensors.items() if "position_ids" not in name}
+    return _filled(net, named, origin, dtype)
+
+
+def _filled(net: nn.Module, tensors: dict[str, Tensor], origin: str, dtype: torch.dtype) -> nn.Module:
+    wanted = net.state_dict()
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    misshapen = [n for n in wanted if n in tensors and wanted[n].shape != tensors[n].shape]
+    for names, what in ((missing, "lacks"), (unknown, "has unknown"), (misshapen, "has misshapen")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise WeightsError(f"{origin} {what} {', '.join(names[:3])}{more}: it is not whole, or of another model")
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise WeightsError(f"{origin}: {name} is {value.dtype}, not floating: quantised files cannot be read")
+        if not value.isfinite().all():
+            raise WeightsError(f"{origin}: {name} holds values that are not finite: the file is broken")
+    net.load_state_dict({name: value.to(dtype).contiguous() for name, value in tensors.items()}, assign=True)
+    return net.to(dtype)
+
+
+def _checked(model: TextToImage, origin: str) -> TextToImage:
+    """Raises WeightsError where the parts do not fit each other, or the denoiser takes more than noisy latents."""
+    unet: Any = model.unet.config
+    latent = 3 if model.vae is None else dict(model.vae.config)["latent_channels"]
+    if unet.in_channels != latent or unet.out_channels != latent:
+        raise WeightsError(
+            f"{origin}: the denoiser takes {unet.in_channels} channels and latents have {latent}; networks made for"
+            " inpainting or depth are not known, ordinary ones inpaint with --mask"
+        )
+    if unet.cross_attention_dim != dict(model.text.config.to_dict())["hidden_size"]:
+        raise WeightsError(f"{origin}: the denoiser and the text encoder are of different models")
+    if unet.get("addition_embed_type") or unet.get("class_embed_type"):
+        raise WeightsError(f"{origin}: the denoiser wants more than words: Stable Diffusion 1.x and 2.x are known")
+    return model

@@ -1,0 +1,174 @@
+"""Stable Diffusion's parts in one module: what reads the words, what denoises, what turns latents into pictures.
+
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", arXiv:2112.10752.
+
+    context = text(tokens)                           last hidden state behind the final norm, [tokens, dim]
+    latents = scale mean(vae.encode(2 image - 1))    of unit variance; without an autoencoder 2 image - 1 itself
+    x_0     = x - sigma unet(x / sqrt(1 + sigma^2), t, context)                       of a network that tells epsilon
+            = x / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) unet(...)                 of one that tells v
+
+The networks are classes of diffusers and transformers, so every checkpoint of theirs fits; `denoise` is what samplers
+and guidance see of them.  x stays in float32 also where the networks compute in bf16.
+Trap: latents are multiplied by the scale behind the encoder and divided by it before the decoder.
+"""
+
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from negah.diffusion.schedule import PredictionType, Schedule
+from negah.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+
+class TextToImage(nn.Module):
+    """A text-to-image model.
+
+    Args:
+        unet, vae, text, tokenizer: of diffusers and transformers; vae None for one that denoises pixels.
+        schedule: noise levels, and what the unet tells.
+    """
+
+    def __init__(
+        self, *, unet: "UNet2DConditionModel", vae: "AutoencoderKL | None", text: "CLIPTextModel",
+        tokenizer: "CLIPTokenizer", schedule: Schedule,
+    ):  # fmt: skip
+        super().__init__()
+        self.unet, self.vae, self.text = unet, vae, text
+        self.tokenizer, self.schedule = tokenizer, schedule
+
+    @property
+    def prediction(self) -> PredictionType:
+        """What the unet tells."""
+        return self.schedule.prediction
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That the networks compute in."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def factor(self) -> int:
+        """Pixels a side of a latent."""
+        return 1 if self.vae is None else 2 ** (len(_config(self.vae)["block_out_channels"]) - 1)
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures that the model was made for, in pixels."""
+        side = _config(self.unet)["sample_size"]
+        return (side if isinstance(side, int) else side[0]) * self.factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """[channels, h, w] of a picture of this many pixels.  Raises InputError where it does not fit the grid."""
+        step = self.factor * 2 ** (len(_config(self.unet)["block_out_channels"]) - 1)
+        if height < step or width < step or height % step or width % step:
+            raise InputError(f"{width} x {height} px: sides of this model's pictures are multiples of {step} px")
+        return _config(self.unet)["in_channels"], height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "n tokens dim"]:
+        """The context of each; a prompt that occurs twice is read once.
+
+        Warns of what is cut from a prompt with more tokens than the text encoder takes (77 of Stable Diffusion).
+        """
+        different = list(dict.fromkeys(prompts))
+        length = self.tokenizer.model_max_length
+        for prompt in different:
+            ids = self.tokenizer(prompt, truncation=False)["input_ids"]
+            if len(ids) > length:
+                lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
+                warnings.warn(f"a prompt is longer than {length} tokens; not seen: {lost!r}", stacklevel=2)
+        ids = self.tokenizer(different, padding="max_length", max_length=length, truncation=True)["input_ids"]
+        context = self.text(torch.tensor(ids, device=self.device)).last_hidden_state
+        return context[[different.index(prompt) for prompt in prompts]]
+
+    def denoise(
+        self, x: Float[Tensor, "batch c h w"], sigma: Float[Tensor, "*batch"], context: Float[Tensor, "batch tokens dim"]
+    ) -> Float[Tensor, "batch c h w"]:  # fmt: skip
+        """x_0 above; sigma is one number, or one for each of the batch."""
+        t = self.schedule.timestep(sigma).to(x.device).expand(len(x))
+        s = sigma.to(x).view(-1, 1, 1, 1)
+        # Laid out as the convolutions of `load` are; else each would turn it around.
+        scaled = (x / (1 + s**2).sqrt()).to(self.dtype, memory_format=torch.channels_last)
+        told = self.unet(scaled, t, context.to(self.dtype), return_dict=False)[0].to(x.dtype)
+        if self.prediction == "epsilon":
+            return x - s * told
+        return x / (1 + s**2) - s / (1 + s**2).sqrt() * told
+
+    def encode(
+        self, images: Float[Tensor, "n 3 h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        """Scaled latents of pictures in [0, 1]: the mean of their distribution, or with a generator a draw from it."""
+        x = 2 * images.to(self.device, self.dtype) - 1
+        if self.vae is None:
+            return x.float()
+        latents: Any = self.vae.encode(x)
+        mean, spread = latents.latent_dist.mean.float(), latents.latent_dist.std.float()
+        if generator is not None:
+            mean = mean + spread * torch.randn(mean.shape, generator=generator).to(mean)
+        return mean * _config(self.vae)["scaling_factor"]
+
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+        """Pictures in [0, 1]."""
+        if self.vae is None:
+            return (latents / 2 + 0.5).clamp(0, 1)
+        scaled = (latents / _config(self.vae)["scaling_factor"]).to(self.dtype, memory_format=torch.channels_last)
+        decoded: Any = self.vae.decode(scaled)
+        return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """A folder that `load` and diffusers' StableDiffusionPipeline open; it replaces one of that name when whole.
+
+        Raises OutputError when it cannot be written.
+        """
+        part = folder.with_name(f"{folder.name}.part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            for name, net in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text)):
+                if net is not None:
+                    deepcopy(net).cpu().to(dtype).save_pretrained(str(part / name))
+            self.tokenizer.save_pretrained(str(part / "tokenizer"))
+            (part / "scheduler").mkdir()
+            _write(part / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **self.schedule.config()})
+            _write(part / "model_index.json", {
+                "_class_name": "StableDiffusionPipeline",
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"] if self.vae is not None else [None, None],
+                "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "scheduler": ["diffusers", "DDIMScheduler"],
+                "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False,
+            })  # fmt: skip
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}; free some space or choose another") from error
+        return folder
+
+
+def _config(net: nn.Module) -> Any:
+    """Of a module of diffusers, as a mapping."""
+    return net.config
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
