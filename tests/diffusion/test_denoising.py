@@ -1,5 +1,7 @@
 """Training a text-to-image model: targets, weights, dropped words, timesteps; and the classifier that sees through noise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -49,7 +51,11 @@ class Words(nn.Module):
 def objective(prediction="epsilon", **how):
     clean = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     return clean, Denoising(
-        Oracle(clean, prediction), Words(), SCHEDULE, empty=torch.zeros(3, dtype=torch.long), prediction=prediction, **how
+        Oracle(clean, prediction),
+        Words(),
+        replace(SCHEDULE, prediction=prediction),
+        empty=torch.zeros(3, dtype=torch.long),
+        **how,
     )
 
 

@@ -25,6 +25,7 @@ from negah.cli.calibrate import Calibrate
 from negah.cli.caption import Caption
 from negah.cli.doctor import Doctor
 from negah.cli.export import Export
+from negah.cli.generate import Generate
 from negah.cli.harden import Harden
 from negah.cli.lab import Lab
 from negah.cli.pretrain import Pretrain
@@ -45,6 +46,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "harden": Harden,
     "search": Search,
     "caption": Caption,
+    "generate": Generate,
     "lab": Lab,
     "export": Export,
     "scene": Scene,

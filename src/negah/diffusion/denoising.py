@@ -20,21 +20,19 @@ Departure: the timesteps of a batch lie evenly over all of them from a random st
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from negah.diffusion.schedule import Schedule
+from negah.diffusion.schedule import PredictionType, Schedule
 from negah.train.ema import EMA
 from negah.train.objective import Objective
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel
-
-Prediction = Literal["epsilon", "v_prediction"]
 
 
 class Denoising(Objective):
@@ -50,12 +48,12 @@ class Denoising(Objective):
 
     def __init__(
         self, unet: "UNet2DConditionModel", text: "CLIPTextModel", schedule: Schedule, *, empty: Int[Tensor, " tokens"],
-        prediction: Prediction = "epsilon", drop: float = 0.1, min_snr: float | None = None, momentum: float = 0.999,
+        drop: float = 0.1, min_snr: float | None = None, momentum: float = 0.999,
     ):  # fmt: skip
         super().__init__()
         self.networks = nn.ModuleDict({"unet": unet, "text": text})
         self.average = EMA(self.networks, momentum)
-        self.prediction, self.drop, self.min_snr = prediction, drop, min_snr
+        self.prediction, self.drop, self.min_snr = schedule.prediction, drop, min_snr
         self.register_buffer("abar", schedule.alphas_cumprod.float(), persistent=False)
         self.register_buffer("empty", empty, persistent=False)
 
@@ -102,13 +100,13 @@ def noised(
 
 def target(
     clean: Float[Tensor, "batch c h w"], noise: Float[Tensor, "batch c h w"], abar: Float[Tensor, "batch 1 1 1"],
-    prediction: Prediction,
+    prediction: PredictionType,
 ) -> Float[Tensor, "batch c h w"]:  # fmt: skip
     """What the network is to tell."""
     return noise if prediction == "epsilon" else abar.sqrt() * noise - (1 - abar).sqrt() * clean
 
 
-def snr_weight(abar: Float[Tensor, " batch"], most: float, prediction: Prediction) -> Float[Tensor, " batch"]:
+def snr_weight(abar: Float[Tensor, " batch"], most: float, prediction: PredictionType) -> Float[Tensor, " batch"]:
     """min(snr, most) for the error of x_0, in units of the target's: |x_0|^2 errors are 1 / snr of those of epsilon,
     and 1 / (snr + 1) of those of v."""
     snr = abar / (1 - abar)

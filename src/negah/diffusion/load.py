@@ -68,7 +68,7 @@ def load(
         raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()  # what they warn of here is no concern of the user's
-    path = _found(name_or_path)
+    path = found(name_or_path)
     model = of_folder(path, dtype=dtype) if path.is_dir() else of_file(path, vocabulary=vocabulary, dtype=dtype)
     if lora is not None:
         merge(model, Path(lora))
@@ -78,7 +78,7 @@ def load(
     return model.eval().requires_grad_(False).to(device)
 
 
-def _found(name_or_path: str | Path) -> Path:
+def found(name_or_path: str | Path) -> Path:
     """Where it lies; what is on the hub is fetched."""
     text, path = str(name_or_path), Path(name_or_path)
     if path.exists():
@@ -144,16 +144,24 @@ def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) ->
     content, _ = read_file(path)
     state = content.get("state_dict", content)
     if any(name.startswith("cond_stage_model.model.") for name in state):
-        raise WeightsError(f"{path} holds Stable Diffusion 2.x, which one file does not tell enough of: give its folder")
+        raise WeightsError(
+            f"{path} holds Stable Diffusion 2.x, which one file does not tell enough of: give its folder"
+        )
     words = {n.removeprefix("cond_stage_model.transformer."): v for n, v in state.items() if "cond_stage_model" in n}
-    for part, start in (("denoiser", "model.diffusion_model."), ("autoencoder", "first_stage_model."), ("text encoder", "cond_stage_model.")):
+    for part, start in (
+        ("denoiser", "model.diffusion_model."),
+        ("autoencoder", "first_stage_model."),
+        ("text encoder", "cond_stage_model."),
+    ):
         if not any(name.startswith(start) for name in state):
             raise WeightsError(f"{path} has no {part} ({start}*): give a whole Stable Diffusion 1.x checkpoint")
     try:
         of_unet = convert_ldm_unet_checkpoint(dict(state), {**UNET_1, "class_embed_type": None})
         of_vae = convert_ldm_vae_checkpoint(dict(state), VAE_1)
     except KeyError as error:
-        raise WeightsError(f"{path} has no {error.args[0]}: it is not a whole Stable Diffusion 1.x checkpoint") from error
+        raise WeightsError(
+            f"{path} has no {error.args[0]}: it is not a whole Stable Diffusion 1.x checkpoint"
+        ) from error
     unet = _network(UNet2DConditionModel, UNET_1, of_unet, str(path), dtype)
     vae = _network(AutoencoderKL, VAE_1, {_renamed(n): v for n, v in of_vae.items()}, str(path), dtype)
     text = _text(TEXT_1, words, str(path), dtype)

@@ -147,7 +147,9 @@ class TextToImage(nn.Module):
                     deepcopy(net).cpu().to(dtype).save_pretrained(str(part / name))
             self.tokenizer.save_pretrained(str(part / "tokenizer"))
             (part / "scheduler").mkdir()
-            _write(part / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **self.schedule.config()})
+            _write(
+                part / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **self.schedule.config()}
+            )
             _write(part / "model_index.json", {
                 "_class_name": "StableDiffusionPipeline",
                 "unet": ["diffusers", "UNet2DConditionModel"],
@@ -161,7 +163,9 @@ class TextToImage(nn.Module):
             part.rename(folder)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}; free some space or choose another") from error
+            raise OutputError(
+                f"cannot write {folder}: {error.strerror or error}; free some space or choose another"
+            ) from error
         return folder
 
 

@@ -20,15 +20,16 @@ from torch import Tensor
 from negah import __version__, ranks
 from negah.diffusion.autoencoder import latent_scale
 from negah.diffusion.classifier import NoisyClassifier
-from negah.diffusion.denoising import Denoising, Prediction
+from negah.diffusion.denoising import Denoising
 from negah.diffusion.generate import generate
 from negah.diffusion.load import load
 from negah.diffusion.model import TextToImage
-from negah.diffusion.schedule import Schedule
+from negah.diffusion.schedule import PredictionType, Schedule
 from negah.errors import InputError
 from negah.images.listed import table
 from negah.images.views import View, crop
 from negah.language.captions import FILE, ROWS, Captions, joined
+from negah.runs.generate import save_picture, sheet
 from negah.runs.imagine import stages
 from negah.runs.recipes import check_numbers
 from negah.runs.record import claim, compute_device, hardware, now, versions
@@ -36,7 +37,7 @@ from negah.runs.watch import Say, on_first
 from negah.train.callbacks import Callback
 from negah.train.run import Run
 from negah.train.surroundings import mode, randomness
-from negah.weights.save import write, write_json
+from negah.weights.save import write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -69,7 +70,7 @@ class Options:
     widths: tuple[int, ...] = (64, 128)
     vocabulary: int = 2048
     length: int = 48
-    prediction: Prediction = "v_prediction"
+    prediction: PredictionType = "v_prediction"
     drop: float = 0.1
     min_snr: float | None = 5.0
     momentum: float = 0.999
@@ -168,16 +169,12 @@ def train(
         side=latents.images.shape[-1], channels=latents.images.shape[2], tokens=len(tokenizer), length=options.length,
         end=ids[-1, -1].item(), widths=options.widths, seed=options.seed,
     )  # fmt: skip
-    schedule = Schedule.scaled_linear()
+    schedule = Schedule.scaled_linear(prediction=options.prediction)
     objective = Denoising(
-        unet, text, schedule, empty=ids[-1], prediction=options.prediction, drop=options.drop,
-        min_snr=options.min_snr, momentum=options.momentum,
-    )  # fmt: skip
+        unet, text, schedule, empty=ids[-1], drop=options.drop, min_snr=options.min_snr, momentum=options.momentum
+    )
     average: Any = objective.average.model
-    model = TextToImage(
-        unet=average["unet"], vae=vae, text=average["text"], tokenizer=tokenizer, schedule=schedule,
-        prediction=options.prediction,
-    )  # fmt: skip
+    model = TextToImage(unet=average["unet"], vae=vae, text=average["text"], tokenizer=tokenizer, schedule=schedule)
     device = compute_device()
     epoch = max(1, round(len(captions) / options.batch))
     sheets = Sheets(out, model, shown(captions), options.score_every * epoch, say)
@@ -300,5 +297,5 @@ class Sheets(Callback):
 
     def draw(self, path: Path) -> None:
         with randomness(next(self.model.parameters()).device, 0), mode(self.model, training=False):
-            images = generate(self.model, self.texts, list(range(len(self.texts))), steps=20, scale=4.0)
-        write(path, lambda to: sheet(images).save(to, "PNG"))
+            images = generate(self.model, self.texts, list(range(len(self.texts))), scale=4.0)
+        save_picture(sheet(images, 1), path, {"texts": list(self.texts)})
