@@ -1,4 +1,4 @@
-"""Training a text-to-image model: targets, weights, dropped words, timesteps; and the classifier that sees through noise."""
+"""Training a text-to-image model: targets, weights, dropped words, timesteps; and a classifier of noisy pictures."""
 
 from dataclasses import replace
 

@@ -31,7 +31,7 @@ class Generate(show.Verb):
     out: Path = Path("imagined")
     """Folder for the PNG files and run.json; files of the same name are replaced."""
     model: Annotated[str, arg(metavar="MODEL")] = "negah/imagine-tiny"
-    """A folder as diffusers writes it, a file of Stable Diffusion 1.x, a name of the Hugging Face hub, a bundled one."""
+    """A folder as diffusers writes it, a file of Stable Diffusion 1.x, a name of the Hugging Face hub, or bundled."""
     lora: Annotated[Path | None, arg(metavar="FILE")] = None
     """LoRA to merge in; a learned_embeds.safetensors beside it adds its words."""
     vocabulary: Annotated[Path | None, arg(metavar="FOLDER")] = None

@@ -116,6 +116,8 @@ def waves(sigma: Float[Tensor, " batch"]) -> Float[Tensor, "batch wide"]:
 class Classifying(Objective):
     """Objective; a batch is clean latents and their labels."""
 
+    sigmas: Tensor
+
     def __init__(self, classifier: NoisyClassifier, schedule: Schedule):
         super().__init__()
         self.classifier = classifier

@@ -10,11 +10,11 @@ arXiv:2112.10752, eq. 3 (in latents, under words).
 
 Words are dropped from a share of the pictures, so that one network is both halves of classifier-free guidance
 (Ho & Salimans 2022, arXiv:2207.12598).  With `min_snr` g the error of x_0 is weighed by min(snr_t, g), snr = abar /
-(1 - abar), which keeps the many nearly clean levels from pulling the network away from the noisy ones (Hang et al. 2023,
-arXiv:2303.09556).
+(1 - abar), which keeps the many nearly clean levels from pulling the network away from the noisy ones (Hang et al.
+2023, arXiv:2303.09556).
 
-How it can fail: pictures are judged through an average of the weights, since a single step's colours drift; latents that
-are not of unit variance shift every noise level (`autoencoder.latent_scale`).
+How it can fail: pictures are judged through an average of the weights, since a single step's colours drift; latents
+that are not of unit variance shift every noise level (`autoencoder.latent_scale`).
 Departure: the timesteps of a batch lie evenly over all of them from a random start, as in Kingma et al. 2021
 (arXiv:2107.00630, appendix I.1): each is uniform, and the loss varies less from batch to batch.
 """
@@ -46,6 +46,9 @@ class Denoising(Objective):
         momentum: of the average.
     """
 
+    abar: Tensor
+    empty: Tensor
+
     def __init__(
         self, unet: "UNet2DConditionModel", text: "CLIPTextModel", schedule: Schedule, *, empty: Int[Tensor, " tokens"],
         drop: float = 0.1, min_snr: float | None = None, momentum: float = 0.999,
@@ -53,7 +56,8 @@ class Denoising(Objective):
         super().__init__()
         self.networks = nn.ModuleDict({"unet": unet, "text": text})
         self.average = EMA(self.networks, momentum)
-        self.prediction, self.drop, self.min_snr = schedule.prediction, drop, min_snr
+        self.prediction: PredictionType = schedule.prediction
+        self.drop, self.min_snr = drop, min_snr
         self.register_buffer("abar", schedule.alphas_cumprod.float(), persistent=False)
         self.register_buffer("empty", empty, persistent=False)
 

@@ -4,9 +4,9 @@ The contract of seeds: the picture of (seed, prompt) depends on neither the size
 random numbers of a picture come from a generator of its own, on the CPU: first the noise that it begins with, then, of
 stochastic samplers, the fresh noise of each step.
 
-Image to image (Meng et al. 2022, arXiv:2108.01073) begins at a level below the highest, from the picture's latents with
-that much noise.  Inpainting tells the sampler what it knows: outside of the mask the expected clean picture is the given
-one, whatever the network says, so that part follows its own noise down to itself, with every sampler.
+Image to image (Meng et al. 2022, arXiv:2108.01073) begins at a level below the highest, from the picture's latents
+with that much noise.  Inpainting tells the sampler what it knows: outside of the mask the expected clean picture is the
+given one, whatever the network says, so that part follows its own noise down to itself, with every sampler.
 """
 
 from collections.abc import Callable, Sequence

@@ -30,6 +30,9 @@ WEIGHTS = (
 )  # fmt: skip
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EMBEDDINGS = "learned_embeds.safetensors"  # of new words, beside a LoRA
+STARTS = {
+    "denoiser": "model.diffusion_model.", "autoencoder": "first_stage_model.", "text encoder": "cond_stage_model.",
+}  # fmt: skip
 # Stable Diffusion 1.x, in diffusers' words.
 UNET_1 = {
     "sample_size": 64, "in_channels": 4, "out_channels": 4, "block_out_channels": (320, 640, 1280, 1280),
@@ -148,11 +151,7 @@ def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) ->
             f"{path} holds Stable Diffusion 2.x, which one file does not tell enough of: give its folder"
         )
     words = {n.removeprefix("cond_stage_model.transformer."): v for n, v in state.items() if "cond_stage_model" in n}
-    for part, start in (
-        ("denoiser", "model.diffusion_model."),
-        ("autoencoder", "first_stage_model."),
-        ("text encoder", "cond_stage_model."),
-    ):
+    for part, start in STARTS.items():
         if not any(name.startswith(start) for name in state):
             raise WeightsError(f"{path} has no {part} ({start}*): give a whole Stable Diffusion 1.x checkpoint")
     try:

@@ -93,14 +93,15 @@ class TextToImage(nn.Module):
         for prompt in different:
             ids = self.tokenizer(prompt, truncation=False)["input_ids"]
             if len(ids) > length:
-                lost = self.tokenizer.decode(ids[length - 1 : -1]).strip()
+                lost = str(self.tokenizer.decode(ids[length - 1 : -1])).strip()
                 warnings.warn(f"a prompt is longer than {length} tokens; not seen: {lost!r}", stacklevel=2)
         ids = self.tokenizer(different, padding="max_length", max_length=length, truncation=True)["input_ids"]
         context = self.text(torch.tensor(ids, device=self.device)).last_hidden_state
         return context[[different.index(prompt) for prompt in prompts]]
 
     def denoise(
-        self, x: Float[Tensor, "batch c h w"], sigma: Float[Tensor, "*batch"], context: Float[Tensor, "batch tokens dim"]
+        self, x: Float[Tensor, "batch c h w"], sigma: Float[Tensor, "*batch"],
+        context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch c h w"]:  # fmt: skip
         """x_0 above; sigma is one number, or one for each of the batch."""
         t = self.schedule.timestep(sigma).to(x.device).expand(len(x))
@@ -142,7 +143,8 @@ class TextToImage(nn.Module):
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            for name, net in (("unet", self.unet), ("vae", self.vae), ("text_encoder", self.text)):
+            nets: dict[str, Any] = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text}
+            for name, net in nets.items():
                 if net is not None:
                     deepcopy(net).cpu().to(dtype).save_pretrained(str(part / name))
             self.tokenizer.save_pretrained(str(part / "tokenizer"))

@@ -1,7 +1,7 @@
 """`negah generate`: pictures from words, from a picture, or into a hole in one.
 
 Each picture is written as soon as it is made, with all that made it in its file (`made_with` reads it back), so a run
-that is stopped keeps what it had.  The same words, seed and options give the same picture whatever else is made with it.
+that is stopped keeps what it had.  The same words, seed and options give the same picture whatever is made beside it.
 """
 
 import json
@@ -105,8 +105,8 @@ def imagine(
 ) -> Result:  # fmt: skip
     """`options.count` pictures of each prompt, of consecutive seeds, as PNG files in `out`, with run.json.
 
-    Raises InputError for what cannot be drawn from, WeightsError for a model, OutputError where `out` cannot be written,
-    NegahError, with the step, where latents are not finite.
+    Raises InputError for what cannot be drawn from, WeightsError for a model, OutputError where `out` cannot be
+    written, NegahError, with the step, where latents are not finite.
     """
     options.check()
     writable(out)

@@ -2,9 +2,9 @@
 
     python -m negah.runs.imagine --ucmerced captions.csv --out build/imagine
 
-Half of the pictures are generated scenes, 30 m wide, of compositions that are not held out (`images.scenes.words`); half
-are aerial pictures with captions.  The classifier knows the classes of the aerial pictures, and houses with and without
-solar arrays.  Only the rows with "train" in the column --split are learnt from.  It goes on where it was stopped.
+Half of the pictures are generated scenes, 30 m wide, of compositions that are not held out (`images.scenes.words`);
+half are aerial pictures with captions.  The classifier knows the classes of the aerial pictures, and houses with and
+without solar arrays.  Only rows with "train" in the column --split are learnt from.  It goes on where it was stopped.
 """
 
 from collections.abc import Sequence

@@ -52,8 +52,8 @@ CHECKPOINT = 250  # steps between checkpoints of what is counted in steps
 class Options:
     """How to train.
 
-    size: side of the pictures in pixels.  space: denoise the latents of an autoencoder, or pixels.  autoencoder: a model
-    whose autoencoder is used; None trains one first, for `autoencoder_steps`.  epochs, batch, lr: of the denoiser.
+    size: side of the pictures in pixels.  space: denoise the latents of an autoencoder, or pixels.  autoencoder: a
+    model whose autoencoder is used; None trains one first, for `autoencoder_steps`.  epochs, batch, lr: the denoiser's.
     widths: of its levels, each but the first at half the side.  vocabulary: most different tokens.  length: most of a
     text.  prediction, drop, min_snr, momentum: as of `diffusion.denoising`.  copies: views of each picture.  labels:
     column of the caption files whose values a noise-aware classifier learns, for `classifier_steps`.  overhead: the
@@ -150,8 +150,8 @@ def pretrain(
 
 def train(
     captions: Captions, out: Path, options: Options, record: dict[str, Any], *, first: Captions | None = None,
-    labels: Labels | None = None, half: bool = False, progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    say: Say = lambda line: None,
+    labels: "Labels | None" = None, half: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None, say: Say = lambda line: None,
 ) -> Result:  # fmt: skip
     """The stages, one behind the other.  first: what the autoencoder learns from, if not from all.  half: write the
     weights in fp16."""
@@ -167,7 +167,7 @@ def train(
     ids = torch.tensor(tokenizer([*captions.texts, ""], padding="max_length", truncation=True)["input_ids"])
     unet, text = stages.new_networks(
         side=latents.images.shape[-1], channels=latents.images.shape[2], tokens=len(tokenizer), length=options.length,
-        end=ids[-1, -1].item(), widths=options.widths, seed=options.seed,
+        end=int(ids[-1, -1]), widths=options.widths, seed=options.seed,
     )  # fmt: skip
     schedule = Schedule.scaled_linear(prediction=options.prediction)
     objective = Denoising(
@@ -239,7 +239,7 @@ def error_of(vae: "AutoencoderKL", captions: Captions, size: int) -> float:
 
 
 def classifier(
-    labels: Labels, latents: stages.Latents, schedule: Schedule, out: Path, options: Options, device: torch.device
+    labels: "Labels", latents: stages.Latents, schedule: Schedule, out: Path, options: Options, device: torch.device
 ) -> tuple[NoisyClassifier, float]:
     """Trained on what has a label; and its last accuracy over all noise levels."""
     with stages.seeded(options.seed):

@@ -53,7 +53,7 @@ class Latents:
 
     images: Float[Tensor, "copy picture c h w"]
     said: Sequence[Int[Tensor, " _"]]
-    names: Sequence[str]
+    names: list[str]
 
     @classmethod
     @torch.no_grad()
@@ -70,7 +70,7 @@ class Latents:
                 parts.append(encode(views(images, [view], generator=generator)[0]))
                 progress("encoding", copy * len(captions) + int(numbers[-1]) + 1, copies * len(captions))
             rows.append(torch.cat(parts))
-        return cls(torch.stack(rows), captions.said, captions.names)
+        return cls(torch.stack(rows), captions.said, list(captions.names))
 
     def of_those(self, chosen: Bool[Tensor, " picture"]) -> "Latents":
         """Only some of the pictures."""
@@ -111,10 +111,13 @@ def new_autoencoder(
     from diffusers import AutoencoderKL
 
     with seeded(seed):
+        levels: dict[str, Any] = {
+            "block_out_channels": tuple(widths), "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+            "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        }  # fmt: skip
         return AutoencoderKL(
-            sample_size=size, latent_channels=channels, block_out_channels=tuple(widths), layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths),
-            norm_num_groups=8, mid_block_add_attention=False,
+            sample_size=size, latent_channels=channels, layers_per_block=1, norm_num_groups=8,
+            mid_block_add_attention=False, **levels,
         )  # fmt: skip
 
 
