@@ -75,9 +75,6 @@ def load(
     model = of_folder(path, dtype=dtype) if path.is_dir() else of_file(path, vocabulary=vocabulary, dtype=dtype)
     if lora is not None:
         merge(model, Path(lora))
-    for net in (model.unet, model.vae):
-        if net is not None:
-            net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -248,8 +245,15 @@ def _filled(net: nn.Module, tensors: dict[str, Tensor], origin: str, dtype: torc
             raise WeightsError(f"{origin}: {name} is {value.dtype}, not floating: quantised files cannot be read")
         if not value.isfinite().all():
             raise WeightsError(f"{origin}: {name} holds values that are not finite: the file is broken")
-    net.load_state_dict({name: value.to(dtype).contiguous() for name, value in tensors.items()}, assign=True)
+    # Copied, since a tensor that lies in a mapped file keeps all of the file in memory.
+    copies = {name: value.to(dtype, copy=True, memory_format=_layout(value)) for name, value in tensors.items()}
+    net.load_state_dict(copies, assign=True)
     return net.to(dtype)
+
+
+def _layout(value: Tensor) -> torch.memory_format:
+    """In which convolutions are fastest."""
+    return torch.channels_last if value.ndim == 4 else torch.contiguous_format
 
 
 def _checked(model: TextToImage, origin: str) -> TextToImage:
