@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from negah.diffusion.model import PARTS, TextToImage
+from negah.diffusion.model import PARTS, TextToImage, hush
 from negah.diffusion.schedule import Schedule
-from negah.errors import InputError, WeightsError
+from negah.errors import WeightsError
 from negah.weights.files import HUB_NAME, one_line, read_file, read_json
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
@@ -64,13 +64,7 @@ def load(
     Raises WeightsError for parts or tensors that are missing, unknown, misshapen, not floating or not finite, and for
     another kind of model; InputError where diffusers and transformers are not installed.
     """
-    try:
-        import diffusers
-        import transformers
-    except ImportError as error:
-        raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()  # what they warn of here is no concern of the user's
+    hush()
     path = found(name_or_path)
     model = of_folder(path, dtype=dtype) if path.is_dir() else of_file(path, vocabulary=vocabulary, dtype=dtype)
     if lora is not None:

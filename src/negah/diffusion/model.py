@@ -139,6 +139,7 @@ class TextToImage(nn.Module):
 
         Raises OutputError when it cannot be written.
         """
+        hush()
         part = folder.with_name(f"{folder.name}.part")
         try:
             shutil.rmtree(part, ignore_errors=True)
@@ -169,6 +170,21 @@ class TextToImage(nn.Module):
                 f"cannot write {folder}: {error.strerror or error}; free some space or choose another"
             ) from error
         return folder
+
+
+def hush() -> None:
+    """Keep diffusers and transformers from warning of, and drawing bars for, what is no concern of the user's.
+
+    Raises InputError where they are not installed.
+    """
+    try:
+        import diffusers
+        import transformers
+    except ImportError as error:
+        raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
+    for logging in (diffusers.utils.logging, transformers.utils.logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
 
 
 def _config(net: nn.Module) -> Any:

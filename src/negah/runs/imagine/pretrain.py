@@ -189,11 +189,13 @@ def train(
         latent_error=None if vae is None else error_of(vae, captions, options.size), failures=list(captions.failures),
     )  # fmt: skip
     dtype = torch.float16 if half else torch.float32
+    net = None
     if labels is not None:
         net, accuracy = classifier(labels, latents, schedule, out, options, device)
         result = replace(result, accuracy=accuracy, classes=net.classes)
-        on_first(lambda: net.save(out / "model" / "classifier", dtype=dtype))
     on_first(lambda: model.cpu().save(out / "model", dtype=dtype))
+    if net is not None:
+        on_first(lambda: net.save(out / "model" / "classifier", dtype=dtype))
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
     write_json({**asdict(result), "model": str(result.model), "history": found.history}, out / "history.json")
     on_first(lambda: write_json({**record, "finished": now(), **made_with}, out / "run.json"))
