@@ -6,8 +6,8 @@ score to it is adding sigma^2 s times that score to x_0:
 
     classifier       x_0 + sigma^2 s grad_x log p(y | x, sigma)    of a classifier that sees noise (Dhariwal & Nichol
                                                                    2021, arXiv:2105.05233, alg. 2)
-    universal        x_0 + sigma^2 s grad_x f(x_0(x))              of any score f of clean pictures, through the denoiser
-                                                                   (Bansal et al. 2023, arXiv:2302.07121, eq. 6, -loss)
+    universal        x_0 + sigma^2 s grad_x f(x_0(x))              of any score of clean pictures, through the denoiser
+                                                                   (Bansal et al. 2023, arXiv:2302.07121, eq. 6, f = -l)
     classifier_free  u + s (c - u)                                 of one network with (c) and without (u) the words
                                                                    (Ho & Salimans 2022, arXiv:2207.12598, eq. 6)
 

@@ -16,7 +16,7 @@ What rules out an infinite level: networks trained to zero signal at the end (Li
 have sigma_T = inf there; as in diffusers, abar_T is then 2^-24, so sigma_T is 4,096.
 Departures from diffusers: float64 instead of float32; DDIM's steps lead from level to level of its list (diffusers
 steps down by T // steps timesteps, which leaves the list under trailing and linspace spacing); a single step starts at
-the last timestep also under linspace spacing; `timestep` interpolates linearly in sigma, which undoes exactly how
+the last timestep under any spacing; `timestep` interpolates linearly in sigma, which undoes exactly how
 linspace spacing finds sigmas, and differs from diffusers' under karras spacing by a small part of a timestep.
 """
 
@@ -175,7 +175,9 @@ class Schedule:
         if spacing == "karras":
             stops = np.linspace(sigmas[-1] ** (1 / RHO), sigmas[0] ** (1 / RHO), steps) ** RHO
         else:
-            if spacing == "leading":
+            if steps == 1:
+                t = np.array([top])
+            elif spacing == "leading":
                 t = np.arange(multistep, steps + multistep)[::-1] * (len(self) // (steps + multistep)) + self.offset
             elif spacing == "trailing":
                 t = np.round(len(self) - np.arange(steps) * len(self) / steps) - 1
