@@ -1,4 +1,4 @@
-"""A picture of two numbers whose distribution, and so whose best denoiser, is known at every level; diffusers' samplers."""
+"""A picture of two numbers whose distribution, and so whose best denoiser, is known; diffusers' samplers."""
 
 from dataclasses import dataclass
 

@@ -58,9 +58,9 @@ def test_exact_classifier_at_scale_1_is_conditional_sampling(name, mixture):
 def test_guided_samples_have_the_distribution_of_their_class(mixture):
     n, label = 4000, torch.ones(4000, dtype=torch.long)
     guided = classifier(mixture.denoise, lambda x, sigma: mixture.log_prob(x, sigma, label), 1.0)
-    x = SAMPLERS["heun"](
-        guided, 20 * points(n), torch.cat([Schedule.scaled_linear().sigmas.flip(0)[::20], torch.zeros(1)])
-    )
+    sigmas = torch.cat([Schedule.scaled_linear().sigmas.flip(0)[::20], torch.zeros(1)])
+    noisy = mixture.means[1] + (mixture.spreads[1] ** 2 + sigmas[0] ** 2).sqrt() * points(n)  # the class at this level
+    x = SAMPLERS["heun"](guided, noisy, sigmas)
     spread = float(mixture.spreads[1])
     torch.testing.assert_close(x.mean(0), mixture.means[1], rtol=0, atol=4 * spread / n**0.5)
     assert float((x - x.mean(0)).square().mean().sqrt()) == pytest.approx(spread, rel=0.03)

@@ -114,7 +114,7 @@ def test_timesteps_are_whole_at_levels_and_between_elsewhere():
 def test_levels_fall_to_the_end_for_any_number_of_steps(spacing, sampler, steps):
     levels = Schedule.scaled_linear().levels(steps, spacing, sampler=sampler)
     assert len(levels) == steps + 1 and (levels.diff() < 0).all()
-    # Leading spacing is known to start lower (Lin et al. 2023); a single step from there would start in no noise at all.
+    # Leading spacing is known to start lower (Lin et al. 2023); a single step from there would start without noise.
     assert levels[0] > (1.5 if spacing == "leading" and steps > 1 else 14)
     assert levels[-1] == 0 or (sampler == "ddim" and levels[-1] == Schedule.scaled_linear().sigmas[0])
 

@@ -101,9 +101,9 @@ class APG:
         """d above, from c and the running sum of c - u."""
         axes = tuple(range(1, c.ndim))
         if self.norm is not None:
-            length = difference.norm(dim=axes, keepdim=True)
+            length = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
             difference = difference * (self.norm / length.clamp(min=1e-12)).clamp(max=1)
-        unit = c / c.norm(dim=axes, keepdim=True).clamp(min=1e-12)
+        unit = c / torch.linalg.vector_norm(c, dim=axes, keepdim=True).clamp(min=1e-12)
         along = (difference * unit).sum(axes, keepdim=True) * unit
         return difference - along + self.eta * along
 
