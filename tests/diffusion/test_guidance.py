@@ -58,7 +58,7 @@ def test_exact_classifier_at_scale_1_is_conditional_sampling(name, mixture):
 def test_guided_samples_have_the_distribution_of_their_class(mixture):
     n, label = 4000, torch.ones(4000, dtype=torch.long)
     guided = classifier(mixture.denoise, lambda x, sigma: mixture.log_prob(x, sigma, label), 1.0)
-    sigmas = torch.cat([Schedule.scaled_linear().sigmas.flip(0)[::20], torch.zeros(1)])
+    sigmas = Schedule.scaled_linear().levels(60, "karras", sampler="heun")
     noisy = mixture.means[1] + (mixture.spreads[1] ** 2 + sigmas[0] ** 2).sqrt() * points(n)  # the class at this level
     x = SAMPLERS["heun"](guided, noisy, sigmas)
     spread = float(mixture.spreads[1])
