@@ -281,9 +281,8 @@ def fixed(u: Tensor, c: Tensor, **options):
     return classifier_free(lambda x, sigma, context: torch.cat([u, c]), torch.ones(2, 1), torch.zeros(1, 1), **options)
 
 
-def test_rescale_is_that_of_diffusers_for_a_network_that_tells_v():
-    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
-
+def test_rescale_is_that_of_its_paper_for_a_network_that_tells_v():
+    # Eq. 14 to 16 of Lin et al., on the network's outputs.
     x, v_u, v_c = pictures()
     sigma = torch.tensor(2.0)
     spread = (1 + sigma**2).sqrt()
@@ -291,7 +290,8 @@ def test_rescale_is_that_of_diffusers_for_a_network_that_tells_v():
     def clean(v: Tensor) -> Tensor:
         return x / spread**2 - sigma / spread * v
 
-    v = rescale_noise_cfg(v_u + 5 * (v_c - v_u), v_c, guidance_rescale=0.7)
+    v_cfg = v_u + 5 * (v_c - v_u)
+    v = torch.stack([0.7 * one * c.std() / one.std() + 0.3 * one for one, c in zip(v_cfg, v_c)])
     told = fixed(clean(v_u), clean(v_c), scale=5.0, rescale=0.7)(x, sigma)
     torch.testing.assert_close(told, clean(v), rtol=1e-4, atol=1e-5)
 
