@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from negah.diffusion.guidance import APG, classifier, classifier_free, universal
+from negah.diffusion.guidance import APG, Momentum, classifier, classifier_free, universal
 from negah.diffusion.sample import SAMPLERS, Prediction
 from negah.diffusion.schedule import Schedule
 
@@ -344,3 +344,9 @@ def test_momentum_is_forgotten_between_runs(mixture):
     )
     first = run("heun", guided, x)
     assert torch.equal(run("heun", guided, x), first)
+
+
+def test_momentum_keeps_no_graph_of_earlier_steps():
+    past, new = Momentum(-0.5), points(3).requires_grad_()
+    assert past.add(new, 2.0).requires_grad and not past.sum.requires_grad
+    assert torch.equal(past.add(new, 1.0), new / 2)

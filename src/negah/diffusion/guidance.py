@@ -154,7 +154,7 @@ class Momentum:
     def add(self, new: Tensor, sigma: float) -> Tensor:
         if self.sum is not None and sigma <= self.sigma:
             new = new + self.momentum * self.sum
-        self.sum, self.sigma = new.detach(), sigma
+        self.sum, self.sigma = new.detach(), sigma  # else `universal` would keep the graphs of all steps
         return new
 
 
