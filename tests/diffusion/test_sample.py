@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -236,7 +237,12 @@ def test_latents_are_those_of_diffusers_at_each_step(name, prediction, peer):
     noises = torch.randn(steps, *first.shape, generator=torch.Generator().manual_seed(5))
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
-        return torch.einsum("ij,bjhw->bihw", mixing, torch.tanh(x_t * (0.5 + t / 1000))) + 0.1 * torch.sin(t / 50)
+        told = torch.einsum("ij,bjhw->bihw", mixing, torch.tanh(x_t * (0.5 + t / 1000))) + 0.1 * torch.sin(t / 50)
+        if prediction == "v_prediction":
+            return told
+        # As the noise in front of a bounded picture, so that latents are of the size of real ones.
+        sigma = float(np.interp(float(t), np.arange(1000), schedule.sigmas))
+        return (x_t * (1 + sigma**2) ** 0.5 - told) / sigma
 
     theirs, x, draws = [], first * scheduler.init_noise_sigma, iter(noises)
     with pytest.MonkeyPatch.context() as patch:
