@@ -34,7 +34,7 @@ def test_levels_are_those_of_diffusers_for_a_checkpoint(sampler, config, steps, 
     theirs, timesteps = sigmas_and_timesteps(scheduler)
     schedule = Schedule.of_config(SD | config)
     ours = schedule.levels(steps, sampler=sampler)
-    np.testing.assert_allclose(ours, theirs, rtol=2e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     np.testing.assert_allclose(schedule.timestep(ours[:-1]), timesteps, atol=1e-3)
     start = float(scheduler.init_noise_sigma)
     if sampler == "ddim" or sampler.startswith("dpmpp"):
@@ -52,7 +52,7 @@ def test_karras_levels_are_those_of_diffusers(peer):
     theirs, timesteps = sigmas_and_timesteps(peer("euler", SD, 12, use_karras_sigmas=True))
     schedule = Schedule.of_config(SD | {"use_karras_sigmas": True})
     ours = schedule.levels(12, sampler="euler")
-    np.testing.assert_allclose(ours, theirs, rtol=2e-5)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     np.testing.assert_allclose(schedule.timestep(ours[:-1]), timesteps, atol=0.05)
 
 
@@ -71,7 +71,8 @@ def test_noise_levels_are_those_of_diffusers(config):
 
     theirs = EulerDiscreteScheduler.from_config(config).alphas_cumprod.double()
     schedule = Schedule.of_config(config)
-    torch.testing.assert_close(schedule.alphas_cumprod, theirs, rtol=1e-3, atol=1e-6)
+    rtol = 1e-3 if "rescale_betas_zero_snr" in config else 1e-6  # theirs loses digits on the way to zero signal
+    torch.testing.assert_close(schedule.alphas_cumprod, theirs, rtol=rtol, atol=1e-7)
     assert schedule.sigmas.isfinite().all() and (schedule.sigmas.diff() > 0).all()
 
 
@@ -91,13 +92,13 @@ def test_config_comes_back_and_diffusers_reads_it():
 
     for schedule in (Schedule.scaled_linear(), Schedule.cosine(100, prediction="v_prediction", spacing="trailing")):
         again = Schedule.of_config(schedule.config())
-        torch.testing.assert_close(again.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-9, atol=0)
+        torch.testing.assert_close(again.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-6, atol=0)
         assert again.config().keys() == schedule.config().keys()
         assert (again.prediction, again.spacing, again.offset, again.to_one) == (
             schedule.prediction, schedule.spacing, schedule.offset, schedule.to_one
         )  # fmt: skip
         theirs = DDIMScheduler.from_config(schedule.config()).alphas_cumprod.double()
-        torch.testing.assert_close(theirs, schedule.alphas_cumprod, rtol=2e-3, atol=1e-6)
+        torch.testing.assert_close(theirs, schedule.alphas_cumprod, rtol=1e-6, atol=0)
 
 
 def test_timesteps_are_whole_at_levels_and_between_elsewhere():
