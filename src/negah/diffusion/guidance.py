@@ -6,8 +6,8 @@ score to it is adding sigma^2 s times that score to x_0:
 
     classifier       x_0 + sigma^2 s grad_x log p(y | x, sigma)    of a classifier that sees noise (Dhariwal & Nichol
                                                                    2021, arXiv:2105.05233, alg. 2)
-    universal        x_0 + sigma^2 s grad_x f(x_0(x))              of any score f of clean pictures, by the denoiser
-                                                                   (Bansal et al. 2023, arXiv:2302.07121, eq. 6, -loss)
+    universal        x_0 + sigma^2 s grad_x f(x_0(x))              of any score of clean pictures, through the denoiser
+                                                                   (Bansal et al. 2023, arXiv:2302.07121, eq. 6, f = -l)
     classifier_free  u + s (c - u)                                 of one network with (c) and without (u) the words
                                                                    (Ho & Salimans 2022, arXiv:2207.12598, eq. 6)
 
@@ -101,9 +101,9 @@ class APG:
         """d above, from c and the running sum of c - u."""
         axes = tuple(range(1, c.ndim))
         if self.norm is not None:
-            length = difference.norm(dim=axes, keepdim=True)
+            length = torch.linalg.vector_norm(difference, dim=axes, keepdim=True)
             difference = difference * (self.norm / length.clamp(min=1e-12)).clamp(max=1)
-        unit = c / c.norm(dim=axes, keepdim=True).clamp(min=1e-12)
+        unit = c / torch.linalg.vector_norm(c, dim=axes, keepdim=True).clamp(min=1e-12)
         along = (difference * unit).sum(axes, keepdim=True) * unit
         return difference - along + self.eta * along
 
@@ -154,7 +154,7 @@ class Momentum:
     def add(self, new: Tensor, sigma: float) -> Tensor:
         if self.sum is not None and sigma <= self.sigma:
             new = new + self.momentum * self.sum
-        self.sum, self.sigma = new.detach(), sigma
+        self.sum, self.sigma = new.detach(), sigma  # else `universal` would keep the graphs of all steps
         return new
 
 
