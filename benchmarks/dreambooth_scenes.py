@@ -9,7 +9,7 @@ same building on other ground, turned, under another sun and camera.  Four ways:
 and without prior preservation; several seeds each, all with the same class pictures of a seed.  Of every run the
 figures are those of its last step and of the step that `negah dreambooth` keeps.
 
-Learning rates were chosen on a fourth building, which is not among those judged (--choose), by the greatest balance at
+Learning rates are chosen on a fourth building, which is not among those judged, by the greatest balance at
 the last step, of LoRAs with prior preservation and of whole UNets with it; the ways without it take the same.
 
 Fidelity and class kept are cosines of CLS features of negah/aerial-tiny, prompt agreement is a cosine of
