@@ -95,6 +95,12 @@ def test_the_whole_model_becomes_a_folder(photos, pipeline, tmp_path):
         assert any(not torch.equal(ours[name], theirs[name]) for name in theirs), part
 
 
+def test_a_new_word_is_in_the_folder_of_the_whole_model(photos, pipeline, tmp_path):
+    model = load(str(run(photos, pipeline, tmp_path, replace(QUICK, method="full", prior_weight=0.0)).model))
+    learned, start = model.encode_prompts(["a <new> house"]), load(str(pipeline)).encode_prompts(["a house house"])
+    assert "<new>" in model.tokenizer.get_vocab() and 1e-5 < (learned - start).abs().max() < 1
+
+
 def test_stopped_and_continued_is_the_same_run(done, photos, pipeline, tmp_path):
     def stop(line: str) -> None:
         if line.startswith("step 2"):
