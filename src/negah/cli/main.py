@@ -24,6 +24,7 @@ from negah.cli.attack_area import AttackArea
 from negah.cli.calibrate import Calibrate
 from negah.cli.caption import Caption
 from negah.cli.doctor import Doctor
+from negah.cli.dreambooth import DreamBooth
 from negah.cli.export import Export
 from negah.cli.generate import Generate
 from negah.cli.harden import Harden
@@ -47,6 +48,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "search": Search,
     "caption": Caption,
     "generate": Generate,
+    "dreambooth": DreamBooth,
     "lab": Lab,
     "export": Export,
     "scene": Scene,

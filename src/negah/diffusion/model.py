@@ -115,7 +115,7 @@ class TextToImage(nn.Module):
 
     def encode(
         self, images: Float[Tensor, "n 3 h w"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n c h w"]:
+    ) -> Float[Tensor, "n c rows columns"]:
         """Scaled latents of pictures in [0, 1]: the mean of their distribution, or with a generator a draw from it."""
         x = 2 * images.to(self.device, self.dtype) - 1
         if self.vae is None:
@@ -126,7 +126,7 @@ class TextToImage(nn.Module):
             mean = mean + spread * torch.randn(mean.shape, generator=generator).to(mean)
         return mean * _config(self.vae)["scaling_factor"]
 
-    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+    def decode(self, latents: Float[Tensor, "n c rows columns"]) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [0, 1]."""
         if self.vae is None:
             return (latents / 2 + 0.5).clamp(0, 1)

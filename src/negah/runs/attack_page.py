@@ -1,8 +1,6 @@
 """The page of `negah attack`: how accuracy falls with the radius, by which attacks, whether that can be trusted."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from negah.adversarial import Robustness
 from negah.adversarial.target import Model, logits_of, still
-from negah.runs.page import document, figure, svg, table
+from negah.runs.page import document, figure, picture_uri, svg, table
 
 PICTURES = 6
 MARKS = {"ok": "ok", "note": "note", "alarm": "ALARM"}
@@ -182,7 +179,4 @@ def _three(*parts: tuple[Float[Tensor, "3 h w"], str]) -> str:
 
 
 def _png(picture: Float[Tensor, "3 h w"]) -> str:
-    pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return picture_uri((picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())

@@ -1,12 +1,17 @@
 """What pages of results are made of: plots as SVG, tables, and a document that needs nothing but itself."""
 
+import base64
 import html
 import io
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
+from numpy import ndarray
+from PIL import Image
 
 COLUMNS = 8  # of a table, after which a page gets too wide; all are in results.json
 
@@ -43,6 +48,13 @@ def svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "negah"}):
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def picture_uri(pixels: UInt8[ndarray, "h w 3"]) -> str:
+    """A picture as an address that holds it, so that a page needs no other file."""
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(content, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
