@@ -20,10 +20,10 @@ class Pretrain(show.Verb):
 
     METHOD is one of simclr, moco, mocov3, byol, dino, dinov2, each with the recipe of its paper, which read folders,
     archives, GeoTIFFs (cut into windows) and "scenes:N" (N generated aerial tiles); or of clip, coca, simvlm and
-    diffusion, which read caption files: a csv with the columns file,caption or file,caption1,caption2,..., its pictures beside it or in
-    zips beside it. "captions.csv:split=train" takes the rows with that value in that column. No GPU is needed to try
-    it. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on where it was when the same command is given again.
-    Under torchrun it trains on all processes.
+    diffusion, which read caption files: a csv with the columns file,caption or file,caption1,caption2,..., its pictures
+    beside it or in zips beside it. "captions.csv:split=train" takes the rows with that value in that column. No GPU is
+    needed to try it. A run that was stopped (Ctrl-C, SIGTERM, a crash) goes on where it was when the same command is
+    given again. Under torchrun it trains on all processes.
 
     Exit status 3: done, but some pictures could not be read.
 
