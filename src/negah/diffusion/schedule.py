@@ -58,7 +58,7 @@ class Schedule:
 
     @classmethod
     def of_betas(cls, betas: Float[Tensor, " levels"], **others: Any) -> "Schedule":
-        """abar as diffusers computes it, in float32: its error of 1e-6 shows in the latents (up to 3e-5 in twelve steps of
+        """abar as diffusers computes it, in float32: its error of 1e-6 shows in the latents (3e-5 in 12 steps of
         Heun), so a more exact one would not give the same pictures.  Others: fields besides abar."""
         return cls((1 - betas.float()).cumprod(0).double(), **others)
 
