@@ -55,7 +55,7 @@ class NoisyClassifier(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch c h w"], sigma: Float[Tensor, "*batch"]
     ) -> Float[Tensor, "batch classes"]:
-        sigma = sigma.to(x.dtype).expand(len(x))
+        sigma = sigma.to(x).expand(len(x))
         level = self.level(waves(sigma))
         x = self.first(x / (1 + sigma.square()).sqrt().view(-1, 1, 1, 1))
         for number, stage in enumerate(self.stages):
