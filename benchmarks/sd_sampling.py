@@ -33,8 +33,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from negah.diffusion import load as loading
 from negah.diffusion.generate import generate
+from negah.diffusion.load import TEXT_1, UNET_1, VAE_1, load
 from negah.lab.costs import highest
 from negah.language.tokens import Tokenizer
 
@@ -52,14 +52,14 @@ def saved(folder: Path) -> Path:
     words: dict[str, Any] = {"vocab": str(vocabulary / "vocab.json"), "merges": str(vocabulary / "merges.txt")}
     tokenizer = CLIPTokenizer(**words, model_max_length=77)
     end = tokenizer.eos_token_id
-    text = CLIPTextModel(CLIPTextConfig(**loading.TEXT_1, eos_token_id=end, pad_token_id=end))
+    text = CLIPTextModel(CLIPTextConfig(**TEXT_1, eos_token_id=end, pad_token_id=end))
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
     )  # fmt: skip
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(**loading.VAE_1), text_encoder=text, tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**loading.UNET_1), scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        vae=AutoencoderKL(**VAE_1), text_encoder=text, tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**UNET_1), scheduler=scheduler, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.save_pretrained(folder / "model")
@@ -91,7 +91,7 @@ def contestant(who: str, model: Path, steps: int, size: int) -> tuple[Callable[[
             PROMPT, num_inference_steps=steps, guidance_scale=SCALE, height=size, width=size, output_type="pt",
             generator=[torch.Generator().manual_seed(SEED)],
         ).images, pipeline.unet  # fmt: skip
-    ours = loading.load(model, dtype=torch.bfloat16 if who == "negah, bf16" else torch.float32)
+    ours = load(model, dtype=torch.bfloat16 if who == "negah, bf16" else torch.float32)
     sigmas = ours.schedule.levels(steps, sampler="ddim").tolist()
     middle = (sigmas[steps - steps // 4], sigmas[steps // 4])
     return lambda: generate(

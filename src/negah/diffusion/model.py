@@ -149,6 +149,8 @@ class TextToImage(nn.Module):
                 if net is not None:
                     deepcopy(net).cpu().to(dtype).save_pretrained(str(part / name))
             self.tokenizer.save_pretrained(str(part / "tokenizer"))
+            words: Any = self.tokenizer
+            words.backend_tokenizer.model.save(str(part / "tokenizer"))  # vocab.json and merges.txt, for older releases
             (part / "scheduler").mkdir()
             _write(
                 part / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **self.schedule.config()}

@@ -190,8 +190,9 @@ def _threads() -> int:
 
 def _bundled() -> tuple[Bundled, ...]:
     folder = Path(__file__).parent.parent / "weights" / "bundled"
-    files = sorted(folder.glob("*.safetensors"))
-    return tuple(Bundled(f"negah/{f.stem}", f.stat().st_size, f.with_suffix(".md").is_file()) for f in files)
+    models = sorted(path for path in folder.iterdir() if path.suffix != ".md")  # files, and a folder in parts
+    size = {path: sum(f.stat().st_size for f in (path, *path.rglob("*")) if f.is_file()) for path in models}
+    return tuple(Bundled(f"negah/{m.stem}", size[m], m.with_suffix(".md").is_file()) for m in models)
 
 
 def _places() -> tuple[Place, ...]:
