@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from negah.diffusion.model import PARTS, TextToImage, hush
 from negah.diffusion.schedule import Schedule
 from negah.errors import WeightsError
-from negah.weights.files import HUB_NAME, one_line, read_file, read_json
+from negah.weights.files import HUB_NAME, folder_of, one_line, read_file, read_json
 
 BUNDLED = Path(__file__).parents[1] / "weights" / "bundled"
 IMAGINER = "negah/imagine-tiny"
@@ -108,7 +108,6 @@ def _fetched(repository: str, revision: str | None) -> Path:
 def of_folder(folder: Path, *, dtype: torch.dtype) -> TextToImage:
     """From a folder as diffusers writes it."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTokenizer
 
     index = folder / "model_index.json"
     if not index.is_file():
@@ -128,10 +127,7 @@ def of_folder(folder: Path, *, dtype: torch.dtype) -> TextToImage:
         vae = _network(AutoencoderKL, read_json(folder / "vae" / "config.json"), tensors, str(folder / "vae"), dtype)
     text = _text(read_json(folder / "text_encoder" / "config.json"), _tensors(folder / "text_encoder"),
                  str(folder / "text_encoder"), dtype)  # fmt: skip
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    except Exception as error:  # whatever its parser meets
-        raise WeightsError(f"the vocabulary in {folder / 'tokenizer'} cannot be read: {one_line(error)}") from error
+    tokenizer = _tokenizer(folder / "tokenizer")
     schedule = Schedule.of_config(read_json(folder / "scheduler" / "scheduler_config.json"))
     return _checked(TextToImage(unet=unet, vae=vae, text=text, tokenizer=tokenizer, schedule=schedule), str(folder))
 
@@ -140,7 +136,6 @@ def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) ->
     """From one file of Stable Diffusion 1.x."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-    from transformers import CLIPTokenizer
 
     content, _ = read_file(path)
     state = content.get("state_dict", content)
@@ -163,11 +158,10 @@ def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) ->
     vae = _network(AutoencoderKL, VAE_1, {_renamed(n): v for n, v in of_vae.items()}, str(path), dtype)
     text = _text(TEXT_1, words, str(path), dtype)
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(vocabulary or CLIP_VOCABULARY))
-    except Exception as error:  # of the hub, or whatever its parser meets
+        tokenizer = _tokenizer(vocabulary or CLIP_VOCABULARY)
+    except WeightsError as error:
         raise WeightsError(
-            f"{path} holds no vocabulary, and {vocabulary or CLIP_VOCABULARY} cannot be read ({one_line(error)}): give"
-            " --vocabulary, a folder with CLIP's vocab.json and merges.txt"
+            f"{path} holds no vocabulary: give --vocabulary, a folder with CLIP's vocab.json and merges.txt ({error})"
         ) from error
     return _checked(
         TextToImage(unet=unet, vae=vae, text=text, tokenizer=tokenizer, schedule=Schedule.scaled_linear()), str(path)
@@ -283,6 +277,24 @@ def _text(config: Mapping[str, Any], tensors: dict[str, Tensor], origin: str, dt
     return _filled(net, named, origin, dtype)
 
 
+def _tokenizer(place: str | Path) -> Any:
+    """CLIP's, from a folder or the hub.  Where files are missing transformers makes one of no words, in silence."""
+    from transformers import CLIPTokenizer
+
+    two = ("vocab.json", "merges.txt")
+    folder = Path(place) if Path(place).is_dir() else folder_of(str(place), two)
+    if folder is None:
+        raise WeightsError(f"the vocabulary {place} cannot be fetched")
+    if not (folder / "tokenizer.json").is_file():
+        for name in two:
+            if not (folder / name).is_file():
+                raise WeightsError(f"the vocabulary in {folder} has no {name}")
+    try:
+        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever its parser meets
+        raise WeightsError(f"the vocabulary in {folder} cannot be read: {one_line(error)}") from error
+
+
 def _filled(net: nn.Module, tensors: dict[str, Tensor], origin: str, dtype: torch.dtype) -> nn.Module:
     wanted = net.state_dict()
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
@@ -321,7 +333,9 @@ def _checked(model: TextToImage, origin: str) -> TextToImage:
             " inpainting or depth are not known, ordinary ones inpaint with --mask"
         )
     if len(model.tokenizer) > len(model.text.get_input_embeddings().weight):
-        raise WeightsError(f"{origin}: the vocabulary has more words than the text encoder: they are of different models")
+        raise WeightsError(
+            f"{origin}: the vocabulary has more words than the text encoder: they are of different models"
+        )
     if unet.cross_attention_dim != dict(model.text.config.to_dict())["hidden_size"]:
         raise WeightsError(f"{origin}: the denoiser and the text encoder are of different models")
     if unet.get("addition_embed_type") or unet.get("class_embed_type"):
