@@ -35,7 +35,7 @@ def generate(
     scale: float | Float[Tensor, " n"] = 6.0, negative: str = "", interval: tuple[float, float] | None = None,
     rescale: float = 0.0, plus_plus: bool = False, apg: APG | None = None, guides: Sequence[Guide] = (),
     height: int | None = None, width: int | None = None, start: Float[Tensor, "n 3 h w"] | None = None,
-    strength: float = 0.75, mask: Float[Tensor, "n 1 h w"] | None = None, batch: int = 4,
+    strength: float = 0.75, mask: Float[Tensor, "n_masks 1 rows columns"] | None = None, batch: int = 4,
     each: Each = lambda done, total, clean: None,
 ) -> Float[Tensor, "n 3 h w"]:  # fmt: skip
     """A picture in [0, 1], on the CPU, for each prompt and its seed.
@@ -65,9 +65,12 @@ def generate(
         raise InputError("a mask says where a picture may change: give the picture to begin with as well")
     if start is not None:
         height, width = start.shape[-2:]
+        shapes = [(len(prompts), height, width), *([] if mask is None else [(len(mask), *mask.shape[-2:])])]
+        if any(shape != (len(start), height, width) for shape in shapes):
+            raise InputError("give a picture to begin with, and a mask of its size if any, for each prompt")
     shape = model.latent_shape(height or model.size, width or model.size)
     sigmas = model.schedule.levels(steps, spacing, sampler=sampler)
-    first = 0 if start is None else min(steps - 1, int(steps * (1 - strength) + 1e-6))
+    first = 0 if start is None else min(steps - 1, steps - int(steps * strength))
     sigmas, done = sigmas[first:], 0
     total = (len(sigmas) - 1) * -(-len(prompts) // batch)
     with enough_memory():
@@ -92,9 +95,14 @@ def generate(
                 if mask is not None:
                     denoise = _inpainted(denoise, known, _reduced(mask[numbers], known))
 
-            def told(step: int, x: Tensor, clean: Tensor) -> None:
+            sums = []
+
+            def told(step: int, x: Tensor, clean: Tensor, sums: list[Tensor] = sums) -> None:
                 nonlocal done
-                check_finite(x, first + step, steps, sigmas[step])
+                sums.append(x.flatten(1).sum(1, keepdim=True))  # not finite where x is not
+                if x.device.type == "cpu" or step == len(sigmas) - 2:  # elsewhere a look waits for the device
+                    for k, summed in enumerate(sums):
+                        check_finite(summed, first + k, steps, sigmas[k])
                 done += 1
                 each(done, total, clean)
 

@@ -72,8 +72,13 @@ class TextToImage(nn.Module):
     @property
     def size(self) -> int:
         """Side of the pictures that the model was made for, in pixels."""
-        side = _config(self.unet)["sample_size"]
+        side = _config(self.unet)["sample_size"] or 64
         return (side if isinstance(side, int) else side[0]) * self.factor
+
+    @property
+    def length(self) -> int:
+        """Most tokens of a prompt, with its start and end; tokenizers that were not told it say 10^30."""
+        return min(self.tokenizer.model_max_length, dict(self.text.config.to_dict())["max_position_embeddings"])
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[channels, h, w] of a picture of this many pixels.  Raises InputError where it does not fit the grid."""
@@ -89,7 +94,7 @@ class TextToImage(nn.Module):
         Warns of what is cut from a prompt with more tokens than the text encoder takes (77 of Stable Diffusion).
         """
         different = list(dict.fromkeys(prompts))
-        length = self.tokenizer.model_max_length
+        length = self.length
         for prompt in different:
             ids = self.tokenizer(prompt, truncation=False)["input_ids"]
             if len(ids) > length:
@@ -104,14 +109,18 @@ class TextToImage(nn.Module):
         context: Float[Tensor, "batch tokens dim"],
     ) -> Float[Tensor, "batch c h w"]:  # fmt: skip
         """x_0 above; sigma is one number, or one for each of the batch."""
-        t = self.schedule.timestep(sigma).to(x.device).expand(len(x))
-        s = sigma.to(x).view(-1, 1, 1, 1)
+        t = self.schedule.timestep(sigma)
+        if sigma.ndim:
+            t, s = t.to(x.device), sigma.to(x).view(-1, 1, 1, 1)
+        else:  # numbers reach a GPU without waiting for it; tensors do not
+            t, s = torch.full((len(x),), float(t), device=x.device), float(sigma)
+        root = (1 + s**2) ** 0.5
         # Laid out as the convolutions of `load` are; else each would turn it around.
-        scaled = (x / (1 + s**2).sqrt()).to(self.dtype, memory_format=torch.channels_last)
+        scaled = (x / root).to(self.dtype, memory_format=torch.channels_last)
         told = self.unet(scaled, t, context.to(self.dtype), return_dict=False)[0].to(x.dtype)
         if self.prediction == "epsilon":
             return x - s * told
-        return x / (1 + s**2) - s / (1 + s**2).sqrt() * told
+        return x / root**2 - s / root * told
 
     def encode(
         self, images: Float[Tensor, "n 3 h w"], generator: torch.Generator | None = None
