@@ -176,17 +176,20 @@ def merge(model: TextToImage, lora: Path) -> None:
         raise WeightsError(f"no LoRA at {lora}: give its .safetensors file")
     parts: Any = {"unet": model.unet, "vae": model.vae, "text_encoder": model.text, "tokenizer": model.tokenizer}
     pipeline = StableDiffusionPipeline(
-        **parts, scheduler=DDIMScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False  # pyright: ignore
+        **parts, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False), safety_checker=None, feature_extractor=None, requires_safety_checker=False  # pyright: ignore
     )  # fmt: skip
     words = files[0].parent / EMBEDDINGS
     try:
         if words.is_file():
             pipeline.load_textual_inversion(str(words))
         pipeline.load_lora_weights(str(files[0].parent), weight_name=files[0].name)
-        pipeline.fuse_lora()
+        fits = bool(pipeline.get_list_adapters())  # names of another model's layers are passed over
+        pipeline.fuse_lora(safe_fusing=True)
         pipeline.unload_lora_weights()
     except Exception as error:  # whatever the libraries' parsers meet
         raise WeightsError(f"the LoRA {files[0]} does not fit this model: {one_line(error)}") from error
+    if not fits:
+        raise WeightsError(f"the LoRA {files[0]} holds no layer of this model: it was made for another")
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -219,8 +222,11 @@ def _text(config: Mapping[str, Any], tensors: dict[str, Tensor], origin: str, dt
     """The text encoder; releases of transformers differ in whether its names begin with text_model."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    with torch.random.fork_rng(devices=[]):  # it has buffers, which would be empty on the meta device
-        net = CLIPTextModel(CLIPTextConfig(**dict(config)))
+    try:
+        with torch.random.fork_rng(devices=[]):  # it has buffers, which would be empty on the meta device
+            net = CLIPTextModel(CLIPTextConfig(**dict(config)))
+    except Exception as error:  # whatever a config may hold
+        raise WeightsError(f"{origin} describes a network that cannot be built: {one_line(error)}") from error
     start = "text_model." if any(name.startswith("text_model.") for name in net.state_dict()) else ""
     named = {start + name.removeprefix("text_model."): v for name, v in tensors.items() if "position_ids" not in name}
     return _filled(net, named, origin, dtype)
@@ -259,8 +265,16 @@ def _checked(model: TextToImage, origin: str) -> TextToImage:
             f"{origin}: the denoiser takes {unet.in_channels} channels and latents have {latent}; networks made for"
             " inpainting or depth are not known, ordinary ones inpaint with --mask"
         )
-    if unet.cross_attention_dim != dict(model.text.config.to_dict())["hidden_size"]:
+    text = dict(model.text.config.to_dict())
+    if unet.cross_attention_dim != text["hidden_size"]:
         raise WeightsError(f"{origin}: the denoiser and the text encoder are of different models")
     if unet.get("addition_embed_type") or unet.get("class_embed_type"):
         raise WeightsError(f"{origin}: the denoiser wants more than words: Stable Diffusion 1.x and 2.x are known")
+    if not 2 * 256 < len(model.tokenizer) <= text["vocab_size"]:  # all bytes, within words and at their ends
+        raise WeightsError(
+            f"{origin}: a vocabulary of {len(model.tokenizer)} tokens does not fit a text encoder of"
+            f" {text['vocab_size']}: its files are missing, or another model's"
+        )
+    # vocab.json and merges.txt by themselves tell no length.
+    model.tokenizer.model_max_length = min(model.tokenizer.model_max_length, text["max_position_embeddings"])
     return model
