@@ -31,25 +31,25 @@ close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def model(stable_diffusion):
-    return load(stable_diffusion)
+def model(pipeline):
+    return load(pipeline)
 
 
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
-def both(request, stable_diffusion, tmp_path_factory):
+def both(request, pipeline, tmp_path_factory):
     """Our model and diffusers' pipeline from one folder."""
     folder = tmp_path_factory.mktemp("models") / request.param
-    shutil.copytree(stable_diffusion, folder)
+    shutil.copytree(pipeline, folder)
     config = folder / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": request.param}), "utf-8")
-    pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return load(folder), pipeline
+    peer = StableDiffusionPipeline.from_pretrained(folder)
+    peer.set_progress_bar_config(disable=True)
+    return load(folder), peer
 
 
 @pytest.fixture
 def start():
-    return torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def watched(monkeypatch, name):
@@ -73,15 +73,15 @@ def watched(monkeypatch, name):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own use of numpy
 @pytest.mark.parametrize("sampler", PEERS)
 def test_latents_and_pixels_are_those_of_diffusers(both, sampler, monkeypatch):
-    model, pipeline = both
+    model, peer = both
     ours, theirs = watched(monkeypatch, sampler), []
-    pipeline.scheduler = PEERS[sampler].from_config(pipeline.scheduler.config, clip_sample=False)
+    peer.scheduler = PEERS[sampler].from_config(peer.scheduler.config, clip_sample=False)
 
     def keep(_, step, t, found):
         theirs.append(found["latents"])
         return found
 
-    wanted = pipeline(
+    wanted = peer(
         PROMPTS[:2], negative_prompt=["trees"] * 2, num_inference_steps=8, guidance_scale=6.0, output_type="pt",
         generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)], callback_on_step_end=keep,
     ).images  # fmt: skip
@@ -144,9 +144,9 @@ def test_each_kind_of_guidance_and_spacing_changes_pictures_and_keeps_the_contra
     assert (one - plain).abs().max() > 1e-4
 
 
-def test_global_random_numbers_are_neither_used_nor_moved(stable_diffusion, start):
+def test_global_random_numbers_are_neither_used_nor_moved(pipeline, start):
     before = torch.get_rng_state()
-    model = load(stable_diffusion)
+    model = load(pipeline)
     first = generate(model, PROMPTS[:2], [0, 1], sampler="dpmpp-2m-sde", steps=3, start=start)
     assert torch.equal(torch.get_rng_state(), before)
     with torch.random.fork_rng():
@@ -192,8 +192,8 @@ def test_strength_is_the_share_of_the_steps_that_are_made(model, start):
     ("ddim", {"plus_plus": True, "scale": 0.6}), ("heun", {"plus_plus": True, "scale": 0.6}),
 ])  # fmt: skip
 def test_inpainting_keeps_what_is_known(model, start, sampler, how):
-    mask = torch.zeros(2, 1, 16, 16)
-    mask[:, :, 4:10, 6:14] = 1
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[:, :, 8:20, 12:27] = 1
     cleans = []
     draw = partial(generate, model, PROMPTS[:2], [0, 1], sampler=sampler, steps=4, start=start, strength=1.0, **how)
     images = draw(mask=mask, each=lambda done, total, clean: cleans.append(clean))
@@ -202,8 +202,8 @@ def test_inpainting_keeps_what_is_known(model, start, sampler, how):
     assert (images[hole] - start[hole]).abs().mean() > 0.05
     # The network is told what is known: the expected latents outside of the mask are those of the picture.
     latents = model.encode(start)
-    outside = torch.ones(8, 8, dtype=torch.bool)
-    outside[2:5, 3:7] = False
+    outside = torch.ones(16, 16, dtype=torch.bool)
+    outside[4:10, 6:14] = False
     close(cleans[-1][:, :, outside], latents[:, :, outside])
     assert (draw()[hole] - images[hole]).abs().max() > 1e-3  # so what is drawn into the hole heeds what is around it
 
@@ -217,10 +217,10 @@ def test_arguments_that_do_not_go_together_are_refused_in_a_line(model, start):
         ({"sampler": "plms"}, "no sampler 'plms': there are ddim, euler"),
         ({"strength": 0.0, "start": start}, "strength 0.0: give a share"),
         ({"strength": 1.1, "start": start}, "strength 1.1"),
-        ({"mask": torch.ones(2, 1, 16, 16)}, "give the picture to begin with"),
+        ({"mask": torch.ones(2, 1, 32, 32)}, "give the picture to begin with"),
         ({"start": start[:1]}, "1 pictures to begin with for 2 prompts"),
-        ({"start": start[:, :, :, :14]}, "14 x 16 px: sides"),
-        ({"height": 15}, "16 x 15 px: sides"),
+        ({"start": start[:, :, :, :30]}, "30 x 32 px: sides"),
+        ({"height": 15}, "32 x 15 px: sides"),
         ({"steps": 0}, "0 steps"),
         ({"steps": 2000}, "2000 steps"),
     ):

@@ -152,8 +152,11 @@ def of_file(path: Path, *, vocabulary: str | Path | None, dtype: torch.dtype) ->
         raise WeightsError(
             f"{path} has no {error.args[0]}: it is not a whole Stable Diffusion 1.x checkpoint"
         ) from error
+    # Some of what is not there they give as None.
+    of_unet = {name: value for name, value in of_unet.items() if value is not None}
+    of_vae = {_renamed(name): value for name, value in of_vae.items() if value is not None}
     unet = _network(UNet2DConditionModel, UNET_1, of_unet, str(path), dtype)
-    vae = _network(AutoencoderKL, VAE_1, {_renamed(n): v for n, v in of_vae.items()}, str(path), dtype)
+    vae = _network(AutoencoderKL, VAE_1, of_vae, str(path), dtype)
     text = _text(TEXT_1, words, str(path), dtype)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(vocabulary or CLIP_VOCABULARY))
