@@ -194,7 +194,7 @@ def hush() -> None:
     except ImportError as error:
         raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
     for logging in (diffusers.utils.logging, transformers.utils.logging):
-        logging.set_verbosity_error()
+        logging.set_verbosity(logging.CRITICAL)  # what fails is raised as well
         logging.disable_progress_bar()
 
 

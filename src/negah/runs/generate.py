@@ -26,7 +26,7 @@ from negah.diffusion.model import TextToImage
 from negah.diffusion.sample import SamplerName
 from negah.diffusion.schedule import Spacing
 from negah.errors import InputError, WeightsError
-from negah.images.pool import Pool
+from negah.images.pool import Drawn, Pool, opened
 from negah.language.load import load_both
 from negah.language.simvlm import SimVLM
 from negah.probe.detector import load as load_detector
@@ -218,27 +218,36 @@ def begun(options: Options, drawer: TextToImage) -> tuple[Float[Tensor, "1 3 h w
     height, width = options.size or (drawer.size, drawer.size)
     if height != width:
         raise InputError("--start is cut to its middle square: give --size two equal numbers")
-    parts = []
-    for name, path in (("start", options.start), ("mask", options.mask)):
-        if path is None:
-            parts.append(None)
-            continue
-        pool = Pool([path], height, cut="none")
-        if len(pool) != 1:
-            why = pool.failures[0][1] if pool.failures else f"{len(pool)} pictures"
-            raise InputError(f"--{name} {path}: one picture is needed ({why})")
-        parts.append(pool[0].float()[None] / 255)
-    start, mask = parts
-    if mask is not None:
-        mask = (mask.mean(1, keepdim=True) > 0.5).float()
-        if not mask.any():
-            raise InputError(f"--mask {options.mask} is black all over: paint white where the picture may change")
-    assert start is not None
+    assert options.start is not None
+    start, (long, high) = square("start", options.start, height)
+    if options.mask is None:
+        return start, None
+    mask, (mask_long, mask_high) = square("mask", options.mask, height)
+    if abs(mask_long * high - mask_high * long) > max(mask_long, mask_high, long, high):  # a pixel, for rounding
+        raise InputError(
+            f"--mask {options.mask} is {mask_long} x {mask_high} px and --start {long} x {high}: give a mask of the"
+            " same proportions"
+        )
+    mask = (mask.mean(1, keepdim=True) > 0.5).float()
+    if not mask.any():
+        raise InputError(f"--mask {options.mask} is black all over: paint white where the picture may change")
     return start, mask
 
 
+def square(option: str, path: str, side: int) -> tuple[Float[Tensor, "1 3 side side"], tuple[int, int]]:
+    """The middle of the one picture at a path, in [0, 1], and how wide and high the whole of it is."""
+    pool = Pool([path], side, cut="none")
+    if len(pool) != 1:
+        raise InputError(f"--{option} {path}: one picture is needed, these are {len(pool)}")
+    tile = pool.tiles[0]
+    if isinstance(tile, Drawn):  # a scene, which has no size of its own
+        return pool[0].float()[None] / 255, (side, side)
+    raster = opened(tile.source)
+    return pool[0].float()[None] / 255, (raster.width, raster.height)
+
+
 @torch.no_grad()
-def sketch(drawer: TextToImage, clean: Float[Tensor, "n c h w"]) -> Float[Tensor, "3 h w"]:
+def sketch(drawer: TextToImage, clean: Float[Tensor, "n c h w"]) -> Float[Tensor, "3 H W"]:
     """What the pictures of a batch come to, side by side; large ones are decoded from smaller latents."""
     step = max(1, clean.shape[-1] // SKETCH)
     images = torch.cat([drawer.decode(F.avg_pool2d(latent[None], step)) for latent in clean])
