@@ -64,8 +64,6 @@ def generate(
     if mask is not None and start is None:
         raise InputError("a mask says where a picture may change: give the picture to begin with as well")
     if start is not None:
-        if len(start) != len(prompts):
-            raise InputError(f"{len(start)} pictures to begin with for {len(prompts)} prompts: give as many")
         height, width = start.shape[-2:]
         shapes = [(len(prompts), height, width), *([] if mask is None else [(len(mask), *mask.shape[-2:])])]
         if any(shape != (len(start), height, width) for shape in shapes):
@@ -85,15 +83,15 @@ def generate(
                 drawn = [torch.randn(shape, generator=generator) for generator in generators]
                 return torch.stack(drawn).to(model.device)
 
-            noise, denoise = fresh(), _guided(model, contexts[numbers], contexts[-1:], scale, numbers,
-                                              interval=interval, rescale=rescale, plus_plus=plus_plus, apg=apg)  # fmt: skip
+            x, denoise = fresh(), _guided(model, contexts[numbers], contexts[-1:], scale, numbers, interval=interval,
+                                          rescale=rescale, plus_plus=plus_plus, apg=apg)  # fmt: skip
             for guide in guides:
                 denoise = guide(denoise, numbers.tolist())
-            x = model.schedule.start(sigmas[0], spacing, sampler=sampler) * noise
-            if start is not None:
+            if start is None:
+                x = model.schedule.start(sigmas[0], spacing, sampler=sampler) * x
+            else:
                 known = _latents(model, start[numbers])
-                if strength < 1:
-                    x = known + float(sigmas[0]) * noise
+                x = known + float(sigmas[0]) * x
                 if mask is not None:
                     denoise = _inpainted(denoise, known, _reduced(mask[numbers], known))
 

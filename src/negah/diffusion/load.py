@@ -332,7 +332,8 @@ def _checked(model: TextToImage, origin: str) -> TextToImage:
             f"{origin}: the denoiser takes {unet.in_channels} channels and latents have {latent}; networks made for"
             " inpainting or depth are not known, ordinary ones inpaint with --mask"
         )
-    if len(model.tokenizer) > len(model.text.get_input_embeddings().weight):
+    table: Any = model.text.get_input_embeddings()
+    if len(model.tokenizer) > len(table.weight):
         raise WeightsError(
             f"{origin}: the vocabulary has more words than the text encoder: they are of different models"
         )
