@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True)
 class Pretrain(show.Verb):
-    """Train a backbone on pictures without labels, or a model that describes or draws on pictures with captions.
+    """Train a backbone on pictures without labels, or what describes or draws on pictures with captions.
 
     METHOD is one of simclr, moco, mocov3, byol, dino, dinov2, each with the recipe of its paper, which read folders,
     archives, GeoTIFFs (cut into windows) and "scenes:N" (N generated aerial tiles); or of clip, coca, simvlm and
