@@ -46,7 +46,8 @@ def generate(
         negative: what is guided away from, in the place of no words.
         guides: further guidance, each called with a denoiser and the numbers of a batch's pictures.
         height, width: in pixels; by default those of `start`, else the model's.
-        start: pictures in [0, 1] to begin with; strength: share of the steps that change them, 1 keeping nothing.
+        start: pictures in [0, 1] to begin with; strength: share of the steps that change them, 1 keeping
+            next to nothing.
         mask: where `start` may change (1), and where it stays as it is (0).
         batch: pictures at a time.
         each: called behind each step with how many were done, how many there are over all batches, and the predicted
@@ -68,7 +69,7 @@ def generate(
         shapes = [(len(prompts), height, width), *([] if mask is None else [(len(mask), *mask.shape[-2:])])]
         if any(shape != (len(start), height, width) for shape in shapes):
             raise InputError("give a picture to begin with, and a mask of its size if any, for each prompt")
-    shape = model.latent_shape(height or model.size, width or model.size)
+    shape = model.latent_shape(*(model.size if side is None else side for side in (height, width)))
     sigmas = model.schedule.levels(steps, spacing, sampler=sampler)
     first = 0 if start is None else min(steps - 1, steps - int(steps * strength))
     sigmas, done = sigmas[first:], 0

@@ -80,6 +80,8 @@ class Options:
         for name in ("steps", "count", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: give 1 or more")
+        if self.preview < 0:
+            raise InputError(f"--preview {self.preview}: give a number of steps, or 0 for none")
         if not 0 <= self.seed < 2**63 - self.count:
             raise InputError(f"--seed {self.seed}: give a number from 0 to 2^63 - 1")
         if not 0 <= self.rescale <= 1:
