@@ -1,6 +1,6 @@
 """Claim: a picture of Stable Diffusion 1.5's shapes takes less time than with diffusers on a CPU, at equal output.
 
-    python benchmarks/sd_sampling.py [--threads 2] [--rounds 3] [--steps 8] [--size 512] [--what speed memory]
+    python benchmarks/sd_sampling.py [--threads 2] [--rounds 3] [--steps 8] [--size 512]
 
 Networks of Stable Diffusion 1.5's shapes with random weights, 512 x 512 px, 8 steps of DDIM with guidance at 7.5, batch
 1, the same seed.  The contestants take turns in one process, and each round gives a ratio; medians of those:
@@ -153,7 +153,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--what", nargs="+", default=["speed", "memory"])
     parser.add_argument("--one", help="(of the processes that it starts)")
     parser.add_argument("--model", type=Path, help="(the same)")
     args = parser.parse_args()
@@ -165,11 +164,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model = saved(Path(folder))
-        path = results.FOLDER / f"{NAME}.json"
-        kept = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows = [row for row in kept if row["what"].split()[0] not in args.what]
-        rows += memory(model, args) if "memory" in args.what else []
-        rows += speed(model, args.rounds, args.steps, args.size) if "speed" in args.what else []
+        rows = [*memory(model, args), *speed(model, args.rounds, args.steps, args.size)]
     ratio = {row["who"]: row for row in rows if row["what"] == "speed ratio"}
     peak = {row["who"]: row["all"] for row in rows if row["what"] == "memory"}
     unit = (
@@ -177,7 +172,7 @@ def main() -> None:
         f" (by processor time {ratio['negah']['cpu']:.2f}); bf16 {ratio['negah, bf16']['seconds']:.2f} (target"
         f" {BF16_TARGET}), mean difference {ratio['negah, bf16']['mean difference']:.4f}; an interval of guidance"
         f" {ratio['negah, interval over negah']['seconds']:.2f} times the speed of none (target {INTERVAL_TARGET})"
-        + (f"; peak memory {peak['negah'] / peak['diffusers']:.2f} of diffusers'" if peak else "")
+        f"; peak memory {peak['negah'] / peak['diffusers']:.2f} of diffusers'"
     )
     results.write(
         NAME, claim=str(__doc__).splitlines()[0].removeprefix("Claim: "), rows=rows,

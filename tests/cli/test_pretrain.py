@@ -251,6 +251,24 @@ def test_a_full_disk_is_a_line_and_keeps_the_last_checkpoint(folder, undisturbed
     assert same(weights(tmp_path), weights(undisturbed))
 
 
+# From words to pictures
+
+
+def test_diffusion_takes_no_backbone_and_others_need_one(folder, tmp_path, capsys):
+    table = tmp_path / "captions.csv"
+    rows = [f"{path},a {path.parent.name}" for path in sorted(folder.rglob("*.png"))]
+    table.write_text("\n".join(["file,caption", *rows]))
+    command = ["pretrain", "diffusion", "--data", str(table), "--size", "16", "--batch", "8", "--epochs", "1"]
+    command += ["--autoencoder-steps", "2", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, "--backbone", "resnet18"]) == 2
+    assert "--backbone is not for diffusion" in capsys.readouterr().err
+    assert cli.main(["pretrain", "dino", "--data", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "--backbone is missing" in capsys.readouterr().err
+    assert cli.main([*command, "--debug"]) == 0
+    assert "different texts" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model" / "model_index.json").is_file()
+
+
 # Several processes
 
 

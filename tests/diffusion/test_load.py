@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from negah.diffusion import load as loading
-from negah.diffusion.load import EMBEDDINGS, load
+from negah.diffusion.load import load
+from negah.diffusion.lora import EMBEDDINGS
 from negah.diffusion.model import TextToImage
 from negah.errors import NegahError, WeightsError
 

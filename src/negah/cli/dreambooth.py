@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from negah.cli import show
-from negah.runs import DESCRIBER
+from negah.runs import DESCRIBER, IMAGINER
 
 
 @dataclass(kw_only=True)
@@ -39,7 +39,7 @@ class DreamBooth(show.Verb):
     """Pictures of the thing, or folders of them; of each the middle square is seen. Three to five will do."""
     class_word: Annotated[str, arg(metavar="WORD")]
     """What the thing is, in a word that the model knows: house."""
-    model: Annotated[str, arg(metavar="NAME")] = "negah/imagine-tiny"
+    model: Annotated[str, arg(metavar="NAME")] = IMAGINER
     """A text-to-image model: a bundled name, a diffusers folder, a single-file checkpoint, a Hugging Face name."""
     out: Path
     """Folder for the weights, report.html, class/, samples/, checkpoint.pt, scores.json and run.json."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from negah.cli import show
-from negah.runs import DESCRIBER
+from negah.runs import DESCRIBER, IMAGINER
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class Generate(show.Verb):
     """Words, in quotes; each prompt has pictures of its own."""
     out: Path = Path("imagined")
     """Folder for the PNG files and run.json; files of the same name are replaced."""
-    model: Annotated[str, arg(metavar="MODEL")] = "negah/imagine-tiny"
+    model: Annotated[str, arg(metavar="MODEL")] = IMAGINER
     """A folder as diffusers writes it, a file of Stable Diffusion 1.x, a name of the Hugging Face hub, or bundled."""
     lora: Annotated[Path | None, arg(metavar="FILE")] = None
     """LoRA to merge in; a learned_embeds.safetensors beside it adds its words."""
@@ -96,6 +96,7 @@ class Generate(show.Verb):
 
         options = Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
         with warnings.catch_warnings(), show.Bars(quiet=self.json) as bars:
+            warnings.simplefilter("once")  # each batch of pictures warns of the same prompts
             warnings.showwarning = lambda message, *_, **__: show.warning(str(message))
             result = imagine(
                 self.prompts, self.out, model=self.model, lora=self.lora, vocabulary=self.vocabulary, options=options,

@@ -50,7 +50,7 @@ def latent_scale(vae: "AutoencoderKL", batches: Iterable[Float[Tensor, "batch 3 
     """What latents are multiplied with to be of unit variance: 1 / std over pictures, places and channels."""
     squares = total = count = 0.0
     for images in batches:
-        z = vae.encode(2 * images - 1).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+        z = vae.encode(2 * images.to(vae.device) - 1).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
         squares, total, count = squares + float(z.square().sum()), total + float(z.sum()), count + z.numel()
     mean = total / count
     return (squares / count - mean**2) ** -0.5

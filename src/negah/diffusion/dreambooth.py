@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from negah.diffusion.denoising import noised as mixed
 from negah.diffusion.denoising import snr_weight, target
 from negah.diffusion.identifier import Identifier, table_of
-from negah.diffusion.load import EMBEDDINGS
+from negah.diffusion.lora import EMBEDDINGS
 from negah.diffusion.model import TextToImage
 from negah.errors import InputError
 from negah.train.objective import Groups, Objective, decay_matrices_only
@@ -142,7 +142,7 @@ class DreamBooth(Objective):
             table.register_forward_hook(lambda *seen: self._with_row(seen[1][0], seen[2]))
         alphas = model.schedule.alphas_cumprod.float()
         self.register_buffer("alphas", alphas.to(next(model.unet.parameters()).device), persistent=False)
-        self.ids = tuple(_ids(model, prompt) for prompt in (identifier.prompt, identifier.class_prompt))
+        self.ids = model.ids([identifier.prompt, identifier.class_prompt])
         self._contexts: Tensor | None = None  # while the text encoder and its words stay as they are
 
     @property
@@ -177,8 +177,7 @@ class DreamBooth(Objective):
         return self._contexts[:count]
 
     def _encoded(self, count: int) -> Tensor:
-        ids = torch.stack(self.ids[:count]).to(self.alphas.device)
-        return self.model.text(ids).last_hidden_state
+        return self.model.text(self.ids[:count].to(self.alphas.device)).last_hidden_state
 
     def _with_row(self, ids: Int[Tensor, "n token"], out: Float[Tensor, "n token dim"]) -> Float[Tensor, "n token dim"]:
         """The table's answer, with the row in training in its place."""
@@ -254,12 +253,6 @@ def _adapt(net: Any, layers: Sequence[str], rank: int, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, net)  # not `net.add_adapter`, for which transformers may want another peft
-
-
-def _ids(model: TextToImage, prompt: str) -> Int[Tensor, " token"]:
-    tokens = model.tokenizer
-    length = tokens.model_max_length
-    return tokens([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids[0]
 
 
 def _kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

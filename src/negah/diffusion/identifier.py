@@ -14,6 +14,7 @@ embedding, so that it says nothing beyond it, and is learned.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,14 +154,11 @@ def candidates(model: TextToImage, class_word: str) -> list[tuple[str, int]]:
 @torch.no_grad()
 def _vectors(model: TextToImage, prompts: Sequence[str], *, batch: int = 64) -> Float[Tensor, "prompt dim"]:
     """Of each text the state of its end token, the only one that has seen all of it."""
-    tokens, where = model.tokenizer, next(model.text.parameters()).device
-    found = []
+    where, found = next(model.text.parameters()).device, []
+    end: Any = model.tokenizer.eos_token_id
     for first in range(0, len(prompts), batch):
-        ids = tokens(
-            list(prompts[first : first + batch]), padding="max_length", max_length=tokens.model_max_length,
-            truncation=True, return_tensors="pt",
-        ).input_ids  # fmt: skip
-        ends = (ids == tokens.eos_token_id).int().argmax(1)
+        ids = model.ids(prompts[first : first + batch])
+        ends = torch.eq(ids, end).int().argmax(1)
         found.append(model.text(ids.to(where)).last_hidden_state[torch.arange(len(ids)), ends].float().cpu())
     return torch.cat(found)
 

@@ -12,7 +12,6 @@ and guidance see of them.  x stays in float32 also where the networks compute in
 Trap: latents are multiplied by the scale behind the encoder and divided by it before the decoder.
 """
 
-import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -21,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from negah.diffusion.schedule import PredictionType, Schedule
 from negah.errors import InputError, OutputError
+from negah.weights.save import write_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -87,6 +87,11 @@ class TextToImage(nn.Module):
             raise InputError(f"{width} x {height} px: sides of this model's pictures are multiples of {step} px")
         return _config(self.unet)["in_channels"], height // self.factor, width // self.factor
 
+    def ids(self, prompts: Sequence[str]) -> Int[Tensor, "n length"]:
+        """Token numbers of each, on the CPU, cut or filled up to `length`."""
+        how: dict[str, Any] = {"padding": "max_length", "max_length": self.length, "truncation": True}
+        return torch.tensor(self.tokenizer(list(prompts), **how)["input_ids"])
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Float[Tensor, "n tokens dim"]:
         """The context of each; a prompt that occurs twice is read once.
@@ -100,8 +105,7 @@ class TextToImage(nn.Module):
             if len(ids) > length:
                 lost = str(self.tokenizer.decode(ids[length - 1 : -1])).strip()
                 warnings.warn(f"a prompt is longer than {length} tokens; not seen: {lost!r}", stacklevel=2)
-        ids = self.tokenizer(different, padding="max_length", max_length=length, truncation=True)["input_ids"]
-        context = self.text(torch.tensor(ids, device=self.device)).last_hidden_state
+        context = self.text(self.ids(different).to(self.device)).last_hidden_state
         return context[[different.index(prompt) for prompt in prompts]]
 
     def denoise(
@@ -126,22 +130,11 @@ class TextToImage(nn.Module):
         self, images: Float[Tensor, "n 3 h w"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "n c rows columns"]:
         """Scaled latents of pictures in [0, 1]: the mean of their distribution, or with a generator a draw from it."""
-        x = 2 * images.to(self.device, self.dtype) - 1
-        if self.vae is None:
-            return x.float()
-        latents: Any = self.vae.encode(x)
-        mean, spread = latents.latent_dist.mean.float(), latents.latent_dist.std.float()
-        if generator is not None:
-            mean = mean + spread * torch.randn(mean.shape, generator=generator).to(mean)
-        return mean * _config(self.vae)["scaling_factor"]
+        return encoded(self.vae, images.to(self.device, self.dtype), generator)
 
     def decode(self, latents: Float[Tensor, "n c rows columns"]) -> Float[Tensor, "n 3 h w"]:
         """Pictures in [0, 1]."""
-        if self.vae is None:
-            return (latents / 2 + 0.5).clamp(0, 1)
-        scaled = (latents / _config(self.vae)["scaling_factor"]).to(self.dtype, memory_format=torch.channels_last)
-        decoded: Any = self.vae.decode(scaled)
-        return (decoded.sample.float() / 2 + 0.5).clamp(0, 1)
+        return decoded(self.vae, latents)
 
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """A folder that `load` and diffusers' StableDiffusionPipeline open; it replaces one of that name when whole.
@@ -160,11 +153,9 @@ class TextToImage(nn.Module):
             self.tokenizer.save_pretrained(str(part / "tokenizer"))
             words: Any = self.tokenizer
             words.backend_tokenizer.model.save(str(part / "tokenizer"))  # vocab.json and merges.txt, for older releases
-            (part / "scheduler").mkdir()
-            _write(
-                part / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **self.schedule.config()}
-            )
-            _write(part / "model_index.json", {
+            scheduler = {"_class_name": "DDIMScheduler", **self.schedule.config()}
+            write_json(scheduler, part / "scheduler" / "scheduler_config.json")
+            write_json({
                 "_class_name": "StableDiffusionPipeline",
                 "unet": ["diffusers", "UNet2DConditionModel"],
                 "vae": ["diffusers", "AutoencoderKL"] if self.vae is not None else [None, None],
@@ -172,7 +163,7 @@ class TextToImage(nn.Module):
                 "tokenizer": ["transformers", "CLIPTokenizer"],
                 "scheduler": ["diffusers", "DDIMScheduler"],
                 "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False,
-            })  # fmt: skip
+            }, part / "model_index.json")  # fmt: skip
             shutil.rmtree(folder, ignore_errors=True)
             part.rename(folder)
         except OSError as error:
@@ -181,6 +172,28 @@ class TextToImage(nn.Module):
                 f"cannot write {folder}: {error.strerror or error}; free some space or choose another"
             ) from error
         return folder
+
+
+def encoded(
+    vae: "AutoencoderKL | None", images: Float[Tensor, "n 3 h w"], generator: torch.Generator | None = None
+) -> Float[Tensor, "n c rows columns"]:
+    """Scaled latents of pictures in [0, 1], see `TextToImage.encode`; without an autoencoder pictures in [-1, 1]."""
+    if vae is None:
+        return (2 * images - 1).float()
+    latents: Any = vae.encode(2 * images - 1)
+    mean, spread = latents.latent_dist.mean.float(), latents.latent_dist.std.float()
+    if generator is not None:
+        mean = mean + spread * torch.randn(mean.shape, generator=generator).to(mean)
+    return mean * _config(vae)["scaling_factor"]
+
+
+def decoded(vae: "AutoencoderKL | None", latents: Float[Tensor, "n c rows columns"]) -> Float[Tensor, "n 3 h w"]:
+    """Pictures in [0, 1] of what `encoded` gives."""
+    if vae is None:
+        return (latents / 2 + 0.5).clamp(0, 1)
+    scaled = (latents / _config(vae)["scaling_factor"]).to(vae.dtype, memory_format=torch.channels_last)
+    told: Any = vae.decode(scaled)
+    return (told.sample.float() / 2 + 0.5).clamp(0, 1)
 
 
 def hush() -> None:
@@ -201,7 +214,3 @@ def hush() -> None:
 def _config(net: nn.Module) -> Any:
     """Of a module of diffusers, as a mapping."""
     return net.config
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

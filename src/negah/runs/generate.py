@@ -19,23 +19,24 @@ from torch import Tensor
 
 from negah import __version__
 from negah.diffusion.classifier import NoisyClassifier
-from negah.diffusion.generate import Guide, generate
+from negah.diffusion.generate import Guide, enough_memory, generate
 from negah.diffusion.guidance import APG, classifier, universal
-from negah.diffusion.load import IMAGINER, found, load
+from negah.diffusion.load import found, load
 from negah.diffusion.model import TextToImage
 from negah.diffusion.sample import SamplerName
 from negah.diffusion.schedule import Spacing
 from negah.errors import InputError, WeightsError
 from negah.images.pool import Drawn, Pool, opened
-from negah.language.load import load_both
-from negah.language.simvlm import SimVLM
 from negah.probe.detector import load as load_detector
-from negah.runs import DESCRIBER
+from negah.runs import DESCRIBER, IMAGINER
 from negah.runs.record import compute_device, hardware, now, versions, writable
+from negah.runs.search import described_by
 from negah.weights.save import write, write_json
 
 KEY = "negah"  # of the text in a PNG
 SKETCH = 16  # side of the latents that a preview is decoded from
+LEFT_OUT = ("seed", "count", "batch", "grid", "preview")  # options that do not make a picture, or are told apart
+PROJECTED = {"norm": 15.0, "momentum": -0.5}  # of APG beside --apg, as its paper has them for Stable Diffusion XL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,8 @@ def imagine(
     }  # fmt: skip
     device = compute_device()
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    drawer = load(model, lora=lora, vocabulary=vocabulary, dtype=dtype, device=device)
+    with enough_memory():
+        drawer = load(model, lora=lora, vocabulary=vocabulary, dtype=dtype, device=device)
     start = mask = None
     if options.start:
         start, mask = begun(options, drawer)
@@ -129,7 +131,6 @@ def imagine(
     jobs = [(prompt, options.seed + k) for prompt in prompts for k in range(options.count)]
     guides = guides_of(options, drawer, model, device)
     height, width = options.size or (None, None)
-    many = len(jobs) + options.seed > 10**6
     pictures, made, batches = [], [], -(-len(jobs) // options.batch)
     for number in range(batches):
         some = jobs[number * options.batch : (number + 1) * options.batch]
@@ -143,14 +144,13 @@ def imagine(
             drawer, [prompt for prompt, _ in some], [seed for _, seed in some], sampler=options.sampler,
             steps=options.steps, spacing=options.spacing, scale=options.guidance, negative=options.negative,
             interval=options.interval, rescale=options.rescale, plus_plus=options.plus_plus,
-            apg=None if options.apg is None else APG(eta=options.apg, norm=15.0, momentum=-0.5), guides=guides,
+            apg=None if options.apg is None else APG(eta=options.apg, **PROJECTED), guides=guides,
             height=height, width=width, start=None if start is None else start.expand(len(some), -1, -1, -1),
             strength=options.strength, mask=None if mask is None else mask.expand(len(some), -1, -1, -1),
             batch=options.batch, each=each,
         )  # fmt: skip
         for (prompt, seed), image in zip(some, images):
-            place = prompts.index(prompt)
-            path = out / (f"{place:03d}-{seed:019d}.png" if many else f"{place:03d}-{seed:06d}.png")
+            path = out / f"{prompts.index(prompt):03d}-{seed:06d}.png"
             about = {"negah": __version__, "prompt": prompt, "seed": seed, "model": model, "lora": lora and str(lora)}
             save_picture(image, path, {**about, **{k: v for k, v in asdict(options).items() if k not in LEFT_OUT}})
             pictures.append((str(path), prompt, seed))
@@ -159,12 +159,9 @@ def imagine(
     if options.grid:
         grid = str(out / "grid.png")
         save_picture(sheet(torch.stack(made), options.count), Path(grid), {"prompts": list(prompts)})
-    made_with = {"versions": versions(), "hardware": hardware(device), "finished": now()}
-    write_json({**record, **made_with, "pictures": [list(row) for row in pictures]}, out / "run.json")
+    ran_on = {"versions": versions(), "hardware": hardware(device), "finished": now()}
+    write_json({**record, **ran_on, "pictures": [list(row) for row in pictures]}, out / "run.json")
     return Result(pictures, grid)
-
-
-LEFT_OUT = ("seed", "count", "batch", "grid", "preview")  # what does not make a picture, or is told apart
 
 
 def guides_of(options: Options, drawer: TextToImage, model: str, device: torch.device) -> list[Guide]:
@@ -198,9 +195,7 @@ def guides_of(options: Options, drawer: TextToImage, model: str, device: torch.d
 
 def likeness(describer: str, words: str, device: torch.device) -> Callable[[Float[Tensor, "n 3 h w"]], Tensor]:
     """Cosine of pictures in [0, 1] with words, by a CLIP or a CoCa.  Raises WeightsError for another model."""
-    model, tokens = load_both(describer)
-    if isinstance(model, SimVLM):
-        raise WeightsError(f"{describer} is a SimVLM, which has no vectors: give a CLIP or a CoCa")
+    model, tokens = described_by(describer, None)
     model = model.to(device).requires_grad_(False)
     with torch.no_grad():
         text = model.texts(tokens([words]).to(device))[0]

@@ -9,7 +9,6 @@ is made again.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +22,7 @@ from negah.diffusion.classifier import NoisyClassifier
 from negah.diffusion.denoising import Denoising
 from negah.diffusion.generate import generate
 from negah.diffusion.load import load
-from negah.diffusion.model import TextToImage
+from negah.diffusion.model import TextToImage, decoded, encoded
 from negah.diffusion.schedule import PredictionType, Schedule
 from negah.errors import InputError
 from negah.images.listed import table
@@ -36,7 +35,7 @@ from negah.runs.record import claim, compute_device, hardware, now, versions
 from negah.runs.watch import Say, on_first
 from negah.train.callbacks import Callback
 from negah.train.run import Run
-from negah.train.surroundings import mode, randomness
+from negah.train.surroundings import mode
 from negah.weights.save import write_json
 
 if TYPE_CHECKING:
@@ -157,10 +156,7 @@ def train(
     weights in fp16."""
     vae = autoencoder(first or captions, out, options, say) if options.space == "latent" else None
     view = View(options.size, scale=(0.8, 1.0), ratio=(0.95, 1.05), flip=options.overhead / 2, turns=options.overhead)
-    latents = stages.Latents.of(
-        (lambda images: 2 * images - 1) if vae is None else partial(encoded, vae), captions, view,
-        copies=options.copies, seed=options.seed, progress=progress,
-    )  # fmt: skip
+    latents = stages.Latents.of(vae, captions, view, copies=options.copies, seed=options.seed, progress=progress)
     tokenizer = stages.tokenizer_of(
         captions.texts, out / "tokenizer", vocabulary=options.vocabulary, length=options.length
     )
@@ -197,7 +193,8 @@ def train(
     if net is not None:
         on_first(lambda: net.save(out / "model" / "classifier", dtype=dtype))
     made_with = {"versions": versions(), "hardware": hardware(device), "processes": ranks.world()}
-    write_json({**asdict(result), "model": str(result.model), "history": found.history}, out / "history.json")
+    told = {**asdict(result), "model": str(result.model), "history": found.history}
+    on_first(lambda: write_json(told, out / "history.json"))
     on_first(lambda: write_json({**record, "finished": now(), **made_with}, out / "run.json"))
     return result
 
@@ -205,7 +202,7 @@ def train(
 def autoencoder(captions: Captions, out: Path, options: Options, say: Say) -> "AutoencoderKL":
     """The one that was named, or one that is trained; in its config the number that makes latents of unit variance."""
     if options.autoencoder:
-        vae = load(options.autoencoder).vae
+        vae = load(options.autoencoder, device=compute_device()).vae
         if vae is None:
             raise InputError(f"--autoencoder {options.autoencoder} denoises pixels and has none: give another, or none")
         return vae
@@ -220,12 +217,6 @@ def autoencoder(captions: Captions, out: Path, options: Options, say: Say) -> "A
     return vae
 
 
-def encoded(vae: "AutoencoderKL", images: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "batch c h w"]:
-    """The middle of each picture's latents, of unit variance."""
-    latents: Any = vae.encode(2 * images.to(vae.device) - 1)
-    return latents.latent_dist.mean.cpu() * vae.config.scaling_factor  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def whole(captions: Captions, numbers: Int[Tensor, " n"], size: int) -> Float[Tensor, "n 3 size size"]:
     """Pictures, uncropped, in [0, 1]."""
     images = torch.stack([captions.images[int(i)] for i in numbers])
@@ -236,8 +227,7 @@ def whole(captions: Captions, numbers: Int[Tensor, " n"], size: int) -> Float[Te
 def error_of(vae: "AutoencoderKL", captions: Captions, size: int) -> float:
     """Mean absolute error of pictures through the autoencoder, in [0, 1]."""
     images = whole(captions, torch.linspace(0, len(captions) - 1, min(64, len(captions))).round().long(), size)
-    told: Any = vae.decode(encoded(vae, images).to(vae.device) / vae.config.scaling_factor)  # pyright: ignore
-    return float((told.sample.cpu() / 2 + 0.5 - images).abs().mean())
+    return float((decoded(vae, encoded(vae, images.to(vae.device))).cpu() - images).abs().mean())
 
 
 def classifier(
@@ -298,6 +288,6 @@ class Sheets(Callback):
         on_first(lambda: self.draw(self.out / f"step_{run.step:06d}.png"))
 
     def draw(self, path: Path) -> None:
-        with randomness(next(self.model.parameters()).device, 0), mode(self.model, training=False):
+        with mode(self.model, training=False):
             images = generate(self.model, self.texts, list(range(len(self.texts))), scale=4.0)
         save_picture(sheet(images, 1), path, {"texts": list(self.texts)})

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 from negah.diffusion.autoencoder import Autoencoding
 from negah.diffusion.classifier import Classifying, NoisyClassifier
 from negah.diffusion.denoising import Denoising
+from negah.diffusion.model import encoded
 from negah.diffusion.schedule import Schedule
 from negah.images.views import View, views
 from negah.language.captions import Captions
@@ -58,16 +59,17 @@ class Latents:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, encode: Callable[[Tensor], Tensor], captions: Captions, view: View, *, copies: int, seed: int,
+        cls, vae: "AutoencoderKL | None", captions: Captions, view: View, *, copies: int, seed: int,
         progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     ) -> "Latents":  # fmt: skip
-        """encode: pictures [batch, 3, h, w] in [0, 1] to what is denoised, of unit variance."""
+        """Encoded where the autoencoder is, kept on the CPU; without one pictures in [-1, 1]."""
+        where = torch.device("cpu") if vae is None else vae.device
         generator, rows = torch.Generator().manual_seed(seed), []
         for copy in range(copies):
             parts = []
             for numbers in torch.arange(len(captions)).split(AT_A_TIME):
                 images = torch.stack([captions.images[int(i)] for i in numbers])
-                parts.append(encode(views(images, [view], generator=generator)[0]))
+                parts.append(encoded(vae, views(images, [view], generator=generator)[0].to(where)).cpu())
                 progress("encoding", copy * len(captions) + int(numbers[-1]) + 1, copies * len(captions))
             rows.append(torch.cat(parts))
         return cls(torch.stack(rows), captions.said, list(captions.names))
@@ -163,7 +165,8 @@ def autoencoder(vae: "AutoencoderKL", captions: Captions, *, size: int, seed: in
     """Trained in place on crops of the pictures; `how` goes to `fit`."""
     view = View(size, scale=(0.25, 1.0), flip=0.5, turns=True)
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return _learn(Autoencoding(vae), Batches(captions, 16, seed=seed, collate=Seen(view)), lr=1e-3, seed=seed, **how)
+    batches = Batches(captions, 16, seed=seed, collate=Seen(view))
+    return fit(Autoencoding(vae), batches, lr=1e-3, warmup=50, clip=1.0, seed=seed, **how)
 
 
 def denoiser(
