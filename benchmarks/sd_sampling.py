@@ -6,7 +6,7 @@ Networks of Stable Diffusion 1.5's shapes with random weights, 512 x 512 px, 8 s
 1, the same seed.  The contestants take turns in one process, and each round gives a ratio; medians of those:
 
     diffusers          StableDiffusionPipeline as it comes, fp32
-    negah              `diffusion.generate`, fp32
+    negah              `diffusion.generate`, fp32, with the model packed as `negah generate` does
     negah, interval    the same, guided in the middle half of the steps only: another picture, so no equal output
     negah, bf16        the same in bfloat16: its difference from diffusers' picture is measured
 
@@ -91,7 +91,7 @@ def contestant(who: str, model: Path, steps: int, size: int) -> tuple[Callable[[
             PROMPT, num_inference_steps=steps, guidance_scale=SCALE, height=size, width=size, output_type="pt",
             generator=[torch.Generator().manual_seed(SEED)],
         ).images, pipeline.unet  # fmt: skip
-    ours = load(model, dtype=torch.bfloat16 if who == "negah, bf16" else torch.float32)
+    ours = load(model, dtype=torch.bfloat16 if who == "negah, bf16" else torch.float32).pack()
     sigmas = ours.schedule.levels(steps, sampler="ddim").tolist()
     middle = (sigmas[steps - steps // 4], sigmas[steps // 4])
     return lambda: generate(

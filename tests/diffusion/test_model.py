@@ -1,6 +1,7 @@
 """Stable Diffusion's parts: what the words become, what the network's answer means, pictures to latents and back."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -154,3 +155,17 @@ def test_saving_replaces_what_was_there_and_keeps_it_when_it_fails(model, tmp_pa
     assert not (folder / "old.txt").exists() and [path.name for path in tmp_path.iterdir()] == ["model"]
     with pytest.raises(OutputError, match=r"cannot write"):
         model.save(folder / "model_index.json" / "below")
+
+
+def test_a_packed_model_draws_the_same_and_is_for_nothing_else(tmp_path):
+    plain, fast = load("negah/imagine-tiny"), load("negah/imagine-tiny").pack()
+    if not fast.packed:
+        pytest.skip("this PyTorch or CPU lacks the operators; plain layers are used")
+    for scale in (6.0, 1.0):
+        args: dict[str, Any] = {"prompts": ["a house with a red roof", "a field"], "seeds": [1, 2], "steps": 3}
+        wanted, found = (generate(model, scale=scale, **args) for model in (plain, fast))
+        assert (found - wanted).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="packed"):
+        fast.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    assert fast.pack() is fast

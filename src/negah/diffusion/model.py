@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from negah.diffusion.schedule import PredictionType, Schedule
 from negah.errors import InputError, OutputError
+from negah.nn import packed
 from negah.weights.save import write_json
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TextToImage(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.unet, self.vae, self.text = unet, vae, text
-        self.tokenizer, self.schedule = tokenizer, schedule
+        self.tokenizer, self.schedule, self.packed = tokenizer, schedule, False
 
     @property
     def prediction(self) -> PredictionType:
@@ -79,6 +80,18 @@ class TextToImage(nn.Module):
     def length(self) -> int:
         """Most tokens of a prompt, with its start and end; tokenizers that were not told it say 10^30."""
         return min(self.tokenizer.model_max_length, dict(self.text.config.to_dict())["max_position_embeddings"])
+
+    def pack(self) -> "TextToImage":
+        """For nothing but drawing on a CPU, faster there: see `negah.nn.packed`; elsewhere nothing happens.
+
+        It can then be neither trained nor saved, and no gradient passes it, which `guidance.universal` needs.
+        """
+        if self.device.type == "cpu" and not self.packed and packed.available():
+            self.packed = True
+            for net in (self.unet, self.vae):
+                if net is not None:
+                    packed.pack_layers(net)
+        return self
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """[channels, h, w] of a picture of this many pixels.  Raises InputError where it does not fit the grid."""
@@ -139,9 +152,11 @@ class TextToImage(nn.Module):
     def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
         """A folder that `load` and diffusers' StableDiffusionPipeline open; it replaces one of that name when whole.
 
-        Raises OutputError when it cannot be written.
+        Raises OutputError when it cannot be written, ValueError for a packed model.
         """
         hush()
+        if self.packed:
+            raise ValueError("a packed model cannot be saved: load it again without packing")
         part = folder.with_name(f"{folder.name}.part")
         try:
             shutil.rmtree(part, ignore_errors=True)

@@ -1,10 +1,12 @@
-"""Transformer blocks for CPUs that multiply bfloat16 matrices in hardware: inference only.
+"""Linear layers and convolutions with weights in the order that a CPU multiplies them in: inference only.
 
-Such a multiplication wants its weights in another order than PyTorch keeps them in.  A plain `nn.Linear` brings them
-into it anew at every call, which costs a small model as much as its smaller products do; here it is done once, and the
-GELU behind the MLP's first layer is applied while the product is still in the cache.  The operators are those that
-PyTorch's own compiler puts in the place of linear layers (torch/_inductor/mkldnn_lowerings.py).  They are not public,
-so ask `available` first.
+PyTorch keeps them in another order.  A plain `nn.Linear` of bfloat16 and a plain `nn.Conv2d` bring them into it anew at
+every call, which costs a small model, or a convolution over few pixels, as much as the product itself does; here it is
+done once, and the GELU behind an MLP's first layer is applied while the product is still in the cache.  Convolutions
+by 3 x 3 kernels over many pixels of float32 take the way of `negah.nn.winograd`.
+
+The operators are those that PyTorch's own compiler puts in the place of such layers
+(torch/_inductor/mkldnn_lowerings.py).  They are not public, so ask `available` first; no gradient passes them.
 """
 
 from functools import cache
@@ -14,23 +16,53 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from negah.nn import winograd
 from negah.nn.vit import Block, Mlp, SwiGLU
 
 ROWS = 2048  # of a product, about: the order of the weights is chosen for it; any other number works, too
 
 
 class PackedLinear(nn.Module):
-    """A linear layer of bfloat16 weights, and the exact GELU behind it if asked for."""
+    """A linear layer, and the exact GELU behind it if asked for."""
 
     def __init__(self, layer: nn.Linear, *, gelu: bool = False):
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
-        self.bias = layer.bias.detach()
+        self.bias = None if layer.bias is None else layer.bias.detach()
         self.then = ("gelu", "none") if gelu else ("none", "")  # what, and its approximation
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch out"]:
         what, approximation = self.then
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, what, [], approximation)
+
+
+class PackedConv2d(nn.Module):
+    """A convolution.  Which way it takes, and so the order of its weights, is settled by the first input it gets."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__()
+        self.weight = layer.weight.detach()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        self.small = layer.kernel_size == (3, 3) and self.how == ([1, 1], [1, 1], [1, 1], 1)
+        self.settled = False
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out rows columns"]:
+        worthwhile = self.small and x.dtype == torch.float32 and winograd.worthwhile(x, len(self.weight))
+        padding, stride, dilation, groups = self.how
+        if not self.settled:
+            self.settled = True
+            if not worthwhile:
+                self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                    self.weight, padding, stride, dilation, groups, list(x.shape)
+                )
+        if self.weight.is_mkldnn:
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, padding, stride, dilation, groups, "none", [], ""
+            )
+        if worthwhile:
+            return winograd.conv3x3(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight, self.bias, padding=1)
 
 
 class PackedMlp(nn.Module):
@@ -48,16 +80,35 @@ class PackedMlp(nn.Module):
 @cache
 def available() -> bool:
     """Whether this PyTorch, on this CPU, has the operators, and they do what they should."""
-    layer = nn.Linear(64, 64, device="meta", dtype=torch.bfloat16).to_empty(device="cpu")  # draws no random numbers
     with torch.inference_mode():
-        layer.weight.copy_(torch.linspace(-0.2, 0.2, 64 * 64).reshape(64, 64))
-        layer.bias.copy_(torch.linspace(-1, 1, 64))
-        x = torch.linspace(-1, 1, 8 * 64).reshape(8, 64).bfloat16()
+        values = torch.linspace(-0.2, 0.2, 64 * 64).reshape(64, 64)
+        x, bias = torch.linspace(-1, 1, 8 * 64).reshape(8, 64), torch.linspace(-1, 1, 64)
+        layer, filters = nn.Linear(64, 64, device="meta"), nn.Conv2d(64, 64, 1, device="meta")  # no random numbers
         try:
-            found = PackedLinear(layer, gelu=True)(x)
+            for dtype in (torch.bfloat16, torch.float32):
+                for net, weight in ((layer, values), (filters, values[..., None, None])):
+                    net.weight, net.bias = (nn.Parameter(t.to(dtype), requires_grad=False) for t in (weight, bias))
+                wanted = layer(x.to(dtype)).float()
+                found = [
+                    PackedLinear(layer)(x.to(dtype)),
+                    PackedConv2d(filters)(x.to(dtype)[..., None, None])[..., 0, 0],
+                ]
+                gelu = PackedLinear(layer, gelu=True)(x.to(dtype)).float()
+                same = [torch.allclose(one.float(), wanted, rtol=0.02, atol=0.02) for one in found]
+                if not all(same) or not torch.allclose(gelu, F.gelu(wanted), rtol=0.02, atol=0.02):
+                    return False
         except (AttributeError, RuntimeError):
             return False
-        return torch.allclose(found.float(), F.gelu(layer(x)).float(), rtol=0.02, atol=0.02)
+        return True
+
+
+def pack_layers(net: nn.Module) -> None:
+    """Exchange all linear layers and convolutions of a network on the CPU, except ones of classes made from these."""
+    for name, layer in list(net.named_modules()):
+        if type(layer) is nn.Linear:
+            net.set_submodule(name, PackedLinear(layer))
+        elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            net.set_submodule(name, PackedConv2d(layer))
 
 
 def pack(block: Block) -> None:

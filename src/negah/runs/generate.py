@@ -130,6 +130,8 @@ def imagine(
         raise InputError("--mask says where a picture may change: give it as --start")
     jobs = [(prompt, options.seed + k) for prompt in prompts for k in range(options.count)]
     guides = guides_of(options, drawer, model, device)
+    if options.towards is None and not options.panels:  # these take gradients through the denoiser
+        drawer.pack()
     height, width = options.size or (None, None)
     pictures, made, batches = [], [], -(-len(jobs) // options.batch)
     for number in range(batches):
