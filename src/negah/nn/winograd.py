@@ -13,8 +13,8 @@ channels, the product at each of the 36 pairs of points is a matrix product, 36 
 Trap: values at points far from 1 lose digits.  With the usual 0, +-1, +-2 the root mean square error of a layer is
 eleven times that of the direct sum, with 0, +-1/sqrt(2), +-sqrt(2) five times (Barabasz et al. 2020, arXiv:1803.10986,
 choose points by search); kept low enough for float32, never for bfloat16.
-Departure: both transforms are products with Kronecker matrices, [36, 36] by all pixels of a strip of tiles, which a BLAS
-does faster than the few additions they consist of.
+Departure: both transforms are products with Kronecker matrices, [36, 36] by all pixels of a strip of tiles, which a
+BLAS does faster than the few additions they consist of.
 """
 
 from functools import cache
