@@ -148,7 +148,7 @@ class Effort:
     class_images: int = 100
     samples: int = 6
     sampler_steps: int = 20
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0,)
     subjects: tuple[str, ...] = tuple(SUBJECTS)
     rates: tuple[tuple[str, tuple[float, ...]], ...] = (("lora", (1e-4, 5e-4, 2e-3)), ("full", (5e-6, 5e-5, 5e-4)))
 

@@ -23,6 +23,7 @@ class Lab(show.Verb):
         universal      one change for all pictures: how often it fools a network, and another one
         gradient       the closed-form gradient of the contrastive loss: its check, its force, what it saves
         describe       CLIP, SimVLM and CoCa side by side: what they share, what sets them apart
+        augment        whether pictures drawn after DreamBooth help to find a rare panel type
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
 
@@ -47,15 +48,18 @@ class Lab(show.Verb):
             "universal",
             "gradient",
             "describe",
+            "augment",
         ]
     ]
     """Which."""
     out: Path
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
-    """Pictures to train on, a folder for each class; describe: caption files (default: generated ones)."""
+    """Pictures to train on, a folder for each class; describe: caption files; augment: train and
+    test, in each rare, common and none (default: generated ones)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
-    """Steps of each run (default: 200; adversarial, universal, describe: 500; gradient, of a descent: 100)."""
+    """Steps of each run (default: 200; adversarial, universal, describe: 500; augment, of DreamBooth: 300; gradient,
+    of a descent: 100)."""
     seeds: Annotated[int, arg(metavar="N")] = 1
     """Runs of each setting, or draws of the pairs."""
     batch: Annotated[int | None, arg(metavar="N")] = None
@@ -71,6 +75,7 @@ class Lab(show.Verb):
         from negah.errors import InputError
         from negah.lab import (
             adversarial,
+            augment,
             background,
             collapse,
             describe,
@@ -90,7 +95,9 @@ class Lab(show.Verb):
             raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
         if self.full and (self.steps is not None or self.batch is not None):
             raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
-        default = {"adversarial": 500, "universal": 500, "describe": 500, "gradient": 100}.get(self.name, 200)
+        default = {"adversarial": 500, "universal": 500, "describe": 500, "gradient": 100, "augment": 300}.get(
+            self.name, 200
+        )
         steps = default if self.steps is None else self.steps
         batch = 64 if self.batch is None else self.batch
         for name, value, least in (("steps", steps, 10), ("seeds", self.seeds, 1), ("batch", batch, 4)):
@@ -100,6 +107,7 @@ class Lab(show.Verb):
             "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
             "background": background.run, "dinov2-tricks": dinov2_tricks.run, "adversarial": adversarial.run,
             "universal": universal.run, "gradient": gradient.run, "describe": describe.run,
+            "augment": augment.run,
         }  # fmt: skip
         effort = Effort(
             data=self.data, steps=steps, seeds=self.seeds, batch=batch, full=self.full,
