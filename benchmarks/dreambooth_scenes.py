@@ -6,7 +6,7 @@
 DreamBooth on the bundled negah/imagine-tiny.  The subjects are buildings of shapes and roofs that generated scenes
 never have (an octagon of magenta and yellow wedges, a round one of rings, a cross with stripes), five views each: the
 same building on other ground, turned, under another sun and camera.  Four ways: a LoRA and the whole UNet, each with
-and without prior preservation; several seeds each, all with the same class pictures of a seed.  Of every run the
+and without prior preservation; all with the same class pictures of a seed.  Of every run the
 figures are those of its last step and of the step that `negah dreambooth` keeps.
 
 Learning rates are chosen on a fourth building, which is not among those judged, by the greatest balance at
@@ -14,7 +14,7 @@ the last step, of LoRAs with prior preservation and of whole UNets with it; the 
 
 Fidelity and class kept are cosines of CLS features of negah/aerial-tiny, prompt agreement is a cosine of
 negah/describe-tiny; neither network was made for this, so the same figures of real views, and of the model before
-training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), for few runs narrow.
+training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), narrow where runs are few: with one seed they are of three subjects.
 """
 
 import argparse

@@ -201,7 +201,8 @@ def main() -> None:
                     f" diversity; {seconds:.2f} s of one core a picture",
             "target": None, "better": "higher",
         },
-        seeds=list(range(args.seeds)), packages=("diffusers", "transformers"), prompts=list(PROMPTS), steps=STEPS,
+        seeds=list(range(args.seeds)), packages=("diffusers", "transformers"),
+        prompts=list(PROMPTS), seeds_each=args.seeds, steps=STEPS,
     )  # fmt: skip
 
 

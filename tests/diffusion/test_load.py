@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from negah.diffusion import load as loading
-from negah.diffusion.load import load
+from negah.diffusion.load import chosen, load
 from negah.diffusion.lora import EMBEDDINGS
 from negah.diffusion.model import TextToImage
 from negah.errors import NegahError, WeightsError
@@ -146,6 +146,30 @@ def test_a_name_of_the_hub_without_a_network_is_one_clear_line(monkeypatch):
     with pytest.raises(WeightsError, match="owner/sd-nowhere cannot be fetched") as caught:
         load("owner/sd-nowhere")
     assert "\n" not in str(caught.value)
+
+
+def test_of_the_hub_one_form_of_the_weights_is_fetched(pipeline, monkeypatch, tmp_path):
+    """Whole files before half-precision ones, safetensors before pickles, several files by their index."""
+    words = ["tokenizer/vocab.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json", "model_index.json"]
+    configs = [f"{part}/config.json" for part in ("unet", "vae", "text_encoder")]
+    vae, text = "vae/diffusion_pytorch_model", "text_encoder/pytorch_model.bin"
+    shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    useless = [
+        f"{vae}.bin", f"{vae}.fp16.safetensors", "unet/diffusion_pytorch_model-00001-of-00002.bin", "README.md",
+        "v1-5-pruned.safetensors", "safety_checker/model.safetensors", "unet/model.onnx",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json.txt.old",
+    ]  # fmt: skip
+    wanted = [*words, *configs, f"{vae}.safetensors", text, *shards, index]
+    assert sorted(chosen([*useless, *wanted])) == sorted(wanted)
+    halves = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.bin"]
+    assert chosen(halves) == halves[:1]
+
+    asked = {}
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name, revision: [*wanted, *useless])
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how) or str(pipeline))
+    assert load("owner/sd").prediction == "epsilon"
+    assert sorted(asked["allow_patterns"]) == sorted(wanted)
 
 
 # What is broken

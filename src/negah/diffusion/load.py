@@ -9,7 +9,7 @@ Known are Stable Diffusion 1.x and 2.x.  A safety checker in the folder is not l
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
     "model.fp16.safetensors", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
+INDEX = ".index.json"  # of weights in several files
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 STARTS = {
     "denoiser": "model.diffusion_model.", "autoencoder": "first_stage_model.", "text encoder": "cond_stage_model.",
@@ -85,15 +86,34 @@ def found(name_or_path: str | Path) -> Path:
 
 
 def _fetched(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+    """The folder of a repository of the hub: what is read of it is fetched, or was before where there is no network."""
+    from huggingface_hub import HfApi, snapshot_download
 
-    wanted = ["model_index.json", *(f"{part}/*" for part in PARTS)]
-    others = ["*.onnx*", "*.msgpack", "*.fp16.*", "*.non_ema.*", "*.bin"]
     try:
-        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, ignore_patterns=others))
+        wanted = chosen(HfApi().list_repo_files(repository, revision=revision))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
     except Exception as error:  # of the hub, of requests, of the disk
-        raise WeightsError(f"{repository} cannot be fetched: {one_line(error)}") from error
-    return folder
+        try:
+            return Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        except Exception:
+            raise WeightsError(f"{repository} cannot be fetched: {one_line(error)}") from error
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """Of a repository's files those that `of_folder` reads: of weights, which many hold in several forms, one."""
+    found = [name for name in names if name == "model_index.json"]
+    for part in PARTS:
+        mine = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+        whole = next((name for name in WEIGHTS if name in mine), None)
+        indices = sorted(name for name in mine if name.endswith(INDEX))
+        kept = [name for name in mine if name.endswith((".json", ".txt")) and name not in indices]
+        if whole:
+            kept.append(whole)
+        elif indices:
+            stem, form = indices[0].removesuffix(INDEX).rsplit(".", 1)
+            kept += [indices[0], *(name for name in mine if name.startswith(f"{stem}-") and name.endswith(f".{form}"))]
+        found += [f"{part}/{name}" for name in kept]
+    return found
 
 
 def of_folder(folder: Path, *, dtype: torch.dtype) -> TextToImage:
@@ -164,7 +184,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return read_file(folder / name)[0]
-    if indices := sorted(folder.glob("*.index.json")):
+    if indices := sorted(folder.glob(f"*{INDEX}")):
         shards = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
         return {name: value for shard in shards for name, value in read_file(folder / shard)[0].items()}
     raise WeightsError(f"{folder} has no weights: there should be a {WEIGHTS[0]} or {WEIGHTS[1]}")
