@@ -14,7 +14,8 @@ the last step, of LoRAs with prior preservation and of whole UNets with it; the 
 
 Fidelity and class kept are cosines of CLS features of negah/aerial-tiny, prompt agreement is a cosine of
 negah/describe-tiny; neither network was made for this, so the same figures of real views, and of the model before
-training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), narrow where runs are few: with one seed they are of three subjects.
+training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), narrow where runs are few:
+with one seed they are of three subjects.
 """
 
 import argparse
