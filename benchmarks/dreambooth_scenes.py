@@ -14,8 +14,8 @@ the last step, of LoRAs with prior preservation and of whole UNets with it; the 
 
 Fidelity and class kept are cosines of CLS features of negah/aerial-tiny, prompt agreement is a cosine of
 negah/describe-tiny; neither network was made for this, so the same figures of real views, and of the model before
-training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), narrow where runs are few:
-with one seed they are of three subjects.
+training, stand beside them.  Intervals are 95 % bootstrap ones over runs (a subject and a seed), narrow where these
+are few: with one seed they are of three subjects.
 """
 
 import argparse
@@ -160,8 +160,8 @@ QUICK = Effort(
     rates=(("lora", (1e-3,)), ("full", (1e-4,))),
 )  # fmt: skip
 WAYS: dict[str, tuple[Literal["lora", "full"], float]] = {
-    "LoRA, prior preservation": ("lora", 1.0), "LoRA alone": ("lora", 0.0),
-    "whole UNet, prior preservation": ("full", 1.0), "whole UNet alone": ("full", 0.0),
+    "LoRA with prior preservation": ("lora", 1.0), "LoRA alone": ("lora", 0.0),
+    "whole UNet with prior preservation": ("full", 1.0), "whole UNet alone": ("full", 0.0),
 }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def main() -> None:
         "dreambooth_scenes", claim=CLAIM, rows=rows, seeds=list(effort.seeds),
         packages=("diffusers", "transformers", "peft"),
         headline={
-            "value": kept["class kept"],
+            "value": kept["class_kept"],
             "unit": "more of the class kept (cosine) by prior preservation, whole UNet, at the last step",
             "target": None, "better": "higher",
         },
@@ -261,11 +261,11 @@ def rows_of(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     rows = [mean_row("before training", [run["scores"][0] for run in runs])]
     rows.append(mean_row("real views of the subject", [run["real"] for run in runs]))
     for way, some in found.items():
-        rows.append(mean_row(f"{way}, last step", [run["scores"][-1] for run in some]))
+        rows.append(mean_row(f"{way}: last step", [run["scores"][-1] for run in some]))
         kept = [next(look for look in run["scores"] if look["step"] == run["step"]) for run in some]
-        rows.append(mean_row(f"{way}, kept step", kept) | {"steps": [run["step"] for run in some]})
+        rows.append(mean_row(f"{way}: kept step", kept) | {"steps": [run["step"] for run in some]})
     for kind in ("LoRA", "whole UNet"):
-        pairs = zip(found[f"{kind}, prior preservation"], found[f"{kind} alone"], strict=True)
+        pairs = zip(found[f"{kind} with prior preservation"], found[f"{kind} alone"], strict=True)
         less = [
             {name: one["scores"][-1][name] - other["scores"][-1][name] for name in FIGURES} for one, other in pairs
         ]  # fmt: skip
@@ -280,8 +280,9 @@ def mean_row(what: str, looks: Sequence[dict[str, float]]) -> dict[str, Any]:
     for name in FIGURES:
         if name in looks[0]:
             values = np.array([look[name] for look in looks])
-            row[name] = round(float(values.mean()), 4)
-            row[f"{name} ci"] = np.quantile(values[picks].mean(1), (0.025, 0.975)).round(4).tolist()
+            key = name.replace(" ", "_")
+            row[key] = round(float(values.mean()), 4)
+            row[f"{key}_ci"] = np.quantile(values[picks].mean(1), (0.025, 0.975)).round(4).tolist()
     return row
 
 
