@@ -23,6 +23,7 @@ from negah.diffusion.model import TextToImage
 from negah.diffusion.sample import SAMPLERS, Denoiser, Prediction, SamplerName, check_finite
 from negah.diffusion.schedule import Spacing
 from negah.errors import InputError
+from negah.nn.heap import give_back
 
 Guide = Callable[[Denoiser, Sequence[int]], Denoiser]
 Each = Callable[[int, int, Tensor], None]
@@ -108,6 +109,7 @@ def generate(
                 each(done, total, clean)
 
             x = SAMPLERS[sampler](denoise, x, sigmas, noise=fresh, each=told)
+            give_back()  # the decoder's numbers are too large for what the denoiser has left free
             pictures += [_picture(model, latent[None], float(sigmas[-1])) for latent in x]
         images = torch.cat(pictures)
     if mask is not None and start is not None:

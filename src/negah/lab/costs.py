@@ -6,7 +6,6 @@ was there before: exact and the same every time, where the size of a process is 
 PyTorch take.
 """
 
-import ctypes
 import gc
 import json
 import os
@@ -22,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from negah.lab.training import Effort
+from negah.nn.heap import give_back
 
 Step = Callable[[], object]
 
@@ -101,7 +101,7 @@ def highest(run: Callable[[], object]) -> tuple[int, int]:
     be used unseen.
     """
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # free memory back to the system, or it would count as in use before
+    give_back()  # or it would count as in use before
     ANEW.write_text("5")
     before = _status("VmRSS")
     run()
