@@ -1,17 +1,13 @@
-"""Memory that was freed but is still the process's."""
+"""Memory that a process has freed and that is still its own."""
 
 import ctypes
-from functools import cache
-
-
-@cache
-def _trim():
-    try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):  # another system, or another C library
-        return lambda keep: 0
+import sys
 
 
 def give_back() -> None:
-    """Give free memory back to the system, where it is kept for later: glibc does so with pieces below 32 MB."""
-    _trim()(0)
+    """Return to the system what was freed and kept for later.
+
+    glibc keeps blocks below 32 MB; what other threads kept comes back once these have ended.  Elsewhere nothing happens.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)

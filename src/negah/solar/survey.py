@@ -6,8 +6,6 @@ Only the plan decides what shares a batch, and chunks are committed in order, so
 and started again.  Nothing a file contains can end it: what cannot be read is recorded with the reason.
 """
 
-import ctypes
-import sys
 import threading
 import time
 from collections import deque
@@ -26,6 +24,7 @@ from torch import Tensor
 
 from negah.images.raster import Raster
 from negah.images.sources import Source
+from negah.nn.heap import give_back
 from negah.probe.attentive import Reading
 from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
@@ -128,7 +127,7 @@ def score(
         stack.callback(torch.set_num_threads, cores)
         stack.callback(cv2.setNumThreads, cv2.getNumThreads())
         cv2.setNumThreads(1)  # GrabCut's own threads would take the cores from the streams
-        stack.callback(give_back_memory)
+        stack.callback(give_back)
         readers = stack.enter_context(Readers(sources, patch=patch, threads=threads))
         pool = stack.enter_context(ThreadPoolExecutor(streams, "score", torch.set_num_threads, (cores // streams,)))
         began = time.monotonic()
@@ -160,12 +159,6 @@ def keep_freed_memory() -> None:
     lose nothing by this.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-def give_back_memory() -> None:
-    """Return what was kept to the system, once the threads that used it have ended: nobody else can (glibc only)."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def fast_bf16(device: torch.device | str) -> bool:
