@@ -94,7 +94,12 @@ class CSR:
     def T(self) -> "CSR":
         """The transposed matrix."""
         pattern, order = self.pattern.transposed
-        return CSR(pattern, self.values.index_select(0, order))
+        return self.paired(CSR(pattern, self.values.index_select(0, order))).T
+
+    def paired(self, flipped: "CSR") -> "CSR":
+        """Itself, when `flipped` is known to be its transposed matrix: that is then not made again."""
+        self.__dict__["T"], flipped.__dict__["T"] = flipped, self
+        return self
 
     def dense(self) -> Float[Tensor, "row column"]:
         """All of it; entries in the same place add up."""
