@@ -176,7 +176,7 @@ def _numbers(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> Float[T
         numbers = np.asarray(pd.to_numeric(pd.Series(table[name]), errors="coerce"), dtype=np.float64)
         bad = np.flatnonzero(~np.isfinite(numbers))
         if len(bad):
-            found = table[name].iloc[bad[0]]
+            found = str(table[name].iloc[bad[0]])
             raise InputError(
                 f"{path}, {_row(bad[0])}: {name} is {found!r}: numbers are needed, fill it or leave it out"
             )
