@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -210,7 +211,7 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
 def test_a_marker_does_not_break_a_paragraph(page):
     # Markdown ends a paragraph where a line begins with a comment.
     lines = page.read_text(encoding="utf-8").split("\n")
-    inside = [line for before, line in zip(lines, lines[1:]) if before.strip() and line.startswith("<!-- result:")]
+    inside = [line for before, line in pairwise(lines) if before.strip() and line.startswith("<!-- result:")]
     assert not inside, f"join to the line before: {inside[0][:60]}"
 
 
