@@ -4,13 +4,13 @@
 
 Presence in windows of 31 m: the detector alone; a network that refines its probability from the backbone's features of
 the window itself; and the bundled refiner, which hears of the neighbours as well.  Both networks come of one recipe
-(`negah.runs.neighbours`).  The towns measured on are drawn with other seeds than those trained on, each once with panels
-that clump in streets and once without.  AUC is over all windows, with 95 % bootstrap intervals over towns; `within` is
-the mean over towns of the AUC within one, which knowing how many panels a town has does not raise.  The intervals of a
-gain are those of the difference, town by town.
+(`negah.runs.neighbours`).  The towns measured on are drawn with other seeds than those trained on, each once with
+panels that clump in streets and once without.  AUC is over all windows, with 95 % bootstrap intervals over towns;
+`within` is the mean over towns of the AUC within one, which knowing how many panels a town has does not raise.  The
+intervals of a gain are those of the difference, town by town.
 
-On photographs: Duke tiles of the fold that the detector was not trained on, joined where they overlap by less than half;
-most have no neighbour, so what is seen there is what the network makes of photographs.
+On photographs: Duke tiles of the fold that the detector was not trained on, joined where they overlap by less than
+half; most have no neighbour, so what is seen there is what the network makes of photographs.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def main() -> None:
     for place, clumping in CLUMPING.items():
         seen = [graph_of(town, side) for town in towns(detector, SEEDS, work=work, clumping=clumping)]
         rows += measured(place, asked(settings, seen))
-    rows += measured("Duke photographs", asked(settings, *photographs(detector)))
+    for row in measured("Duke photographs", asked(settings, *photographs(detector))):
+        rows.append({name: value for name, value in row.items() if name != "within"})  # groups of a tile or two
     gain = next(row for row in rows if row["setting"] == "neighbours less own features" and row["place"] == "clumps")
     path = results.write(
         "refine_neighbours", claim=(__doc__ or "").splitlines()[0].removeprefix("Claim: "), rows=rows,
@@ -125,7 +126,7 @@ def within(seen: Asked, member: np.ndarray, name: str) -> float:
     """Mean over the towns of the AUC within one; NaN where none has both."""
     each = [auc(seen.label[member == k], seen.probability[name][member == k]) for k in range(member.max() + 1)]
     each = [float(value) for value in each if not np.isnan(value)]
-    return float(np.mean(each)) if len(each) > 1 else float("nan")
+    return float(np.mean(each)) if each else 0.0
 
 
 def log_loss(label: np.ndarray, probability: np.ndarray) -> float:

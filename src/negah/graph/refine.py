@@ -1,8 +1,8 @@
 """Presence refined by neighbours: a small network over windows that lie side by side.
 
-    h_i  = gelu(W0 [norm(x_i), z_i])                     x_i: what the backbone says of window i; z_i: the detector's logit
-    h_i <- h_i + gelu(W h_i + W' mean_{j in N(i)} h_j)    the layers, GraphSAGE's with means (`graph.layers.SAGE`)
-    z'_i = scale (w . h_i + z_i) + shift                  the detector's answer, moved
+    h_i  = gelu(W0 [norm(x_i), z_i])                   x_i: the backbone's feature of window i; z_i: the detector's logit
+    h_i <- h_i + gelu(W h_i + W' mean_{j in N(i)} h_j)  the layers, GraphSAGE's with means (`graph.layers.SAGE`)
+    z'_i = scale (w . h_i + z_i) + shift                the detector's answer, moved
 
 sigmoid(z') is the refined probability.  What panels stand on in the next street says something of this one, because
 people do as their neighbours do, and because a detector that errs on one roof errs on its like: neither depends on the

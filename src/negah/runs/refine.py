@@ -71,9 +71,9 @@ class Refined:
     def told(self) -> str:
         """In a sentence or two."""
         text = (
-            f"In the light of their neighbours {self.found:,} of {self.windows:,} windows have panels with a probability "
-            f"of at least {self.level:g}: {self.gained:,} that the detector alone does not call, without {self.lost:,} "
-            "that it calls"
+            f"In the light of their neighbours {self.found:,} of {self.windows:,} windows have a probability of at "
+            f"least {self.level:g}; {self.gained:,} of them the detector alone does not call, and {self.lost:,} that it "
+            "calls are not among them"
         )
         return text + (f". {self.alone:,} windows have no neighbour." if self.alone else ".")
 

@@ -115,8 +115,9 @@ def totals(summary: Summary) -> dict[str, str]:
         doubted = {"abstained": f"{s.abstained_share:.0%} of the area\n{counts}"}
     refined = {}
     if s.refined is not None:
-        turned = f"{s.refined.gained:,} gained, {s.refined.lost:,} lost"
-        refined = {"refined by neighbours": f"{s.refined.found:,}\nprobability of at least {s.refined.level:g}; {turned}"}
+        r = s.refined
+        said = f"refined probability of at least {r.level:g}; {r.gained:,} gained, {r.lost:,} lost"
+        refined = {"by their neighbours": f"{r.found:,}\n{said}"}
     return {
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
