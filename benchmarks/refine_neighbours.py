@@ -3,8 +3,8 @@
     python benchmarks/refine_neighbours.py [--work build/neighbours/towns]
 
 Presence in windows of 31 m: the detector alone; a network that refines its probability from the backbone's features of
-the window itself; and the bundled refiner, which hears of the neighbours as well.  Both networks come of one recipe
-(`negah.runs.neighbours`).  The towns measured on are drawn with other seeds than those trained on, each once with
+the window itself; and the bundled refiner, which hears of the neighbours as well, also where it is shown none, or, in
+their place, any windows of the town.  Both networks come of one recipe (`negah.runs.neighbours`).  The towns measured on are drawn with other seeds than those trained on, each once with
 panels that clump in streets and once without.  AUC is over all windows, with 95 % bootstrap intervals over towns;
 `within` is the mean over towns of the AUC within one, which knowing how many panels a town has does not raise.  The
 intervals of a gain are those of the difference, town by town.
@@ -63,6 +63,7 @@ def main() -> None:
         "own features": lambda graph: refined(alone, apart(graph)),
         "neighbours": lambda graph: refined(refiner, graph),
         "neighbours, not shown": lambda graph: refined(refiner, apart(graph)),
+        "neighbours, any of the town": lambda graph: refined(refiner, elsewhere(graph)),
     }
     rows = []
     for place, clumping in CLUMPING.items():
@@ -109,12 +110,19 @@ def measured(place: str, seen: Asked) -> list[dict]:
         for name, p in seen.probability.items()
     ]  # fmt: skip
     for more, less in (("own features", "detector alone"), ("neighbours", "detector alone"),
-                       ("neighbours", "own features"), ("neighbours", "neighbours, not shown")):  # fmt: skip
+                       ("neighbours", "own features"), ("neighbours", "neighbours, any of the town")):  # fmt: skip
         value = float(auc(seen.label, seen.probability[more]) - auc(seen.label, seen.probability[less]))
         both = [within(seen, member, name) for name in (more, less)]
         rows.append({"setting": f"{more} less {less}"} | common | figures(value, drawn[more] - drawn[less])
                     | {"within": both[0] - both[1]})  # fmt: skip
     return rows
+
+
+def elsewhere(graph: Graph) -> Graph:
+    """Each window with as many neighbours, drawn from all of its town."""
+    order = torch.randperm(len(graph.logit), generator=torch.Generator().manual_seed(0))
+    source, target = graph.edges.index
+    return graph._replace(edges=Edges.of(torch.stack([order[source], target]), len(order), loops="drop"))
 
 
 def figures(value: float, drawn: np.ndarray) -> dict[str, float]:

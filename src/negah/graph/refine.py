@@ -1,6 +1,6 @@
 """Presence refined by neighbours: a small network over windows that lie side by side.
 
-    h_i  = gelu(W0 [norm(x_i), z_i])                   x_i: the backbone's feature of window i; z_i: the detector's logit
+    h_i  = gelu(W0 [norm(x_i), z_i])                    x_i: the backbone's feature of window i; z_i: detector's logit
     h_i <- h_i + gelu(W h_i + W' mean_{j in N(i)} h_j)  the layers, GraphSAGE's with means (`graph.layers.SAGE`)
     z'_i = scale (w . h_i + z_i) + shift                the detector's answer, moved
 
@@ -43,7 +43,7 @@ class Refiner(nn.Module):
         self.first = nn.Linear(dim + 1, width)
         self.layers = nn.ModuleList(SAGE(width, width) for _ in range(depth))
         self.last = nn.Linear(width, 1)
-        self.drop = nn.Dropout(0.2)
+        self.drop = nn.Dropout(0.4)  # thousands of windows are few for features of hundreds of numbers
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 

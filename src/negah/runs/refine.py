@@ -31,9 +31,9 @@ AROUND = 12  # windows that a window looks for around itself: the 8 that touch i
 REACH = 1.5  # of a window's side: centres of windows that touch are nearer than this
 EARTH_M = 6_371_000
 CAUTION = (
-    "It learned from generated towns whose streets differ in how many roofs have panels, and its probabilities were "
-    "calibrated there; on photographs it was seen to do harm. Panels, areas and the heat map rest on the detector "
-    "alone: compare the columns probability and refined before you rely on either."
+    "It learned from generated towns, and its probabilities are calibrated there; on photographs no gain was seen. "
+    "Panels, areas, their calibration and the heat map rest on the detector alone: compare the columns probability and "
+    "refined before you rely on either."
 )
 
 
@@ -72,8 +72,8 @@ class Refined:
         """In a sentence or two."""
         text = (
             f"In the light of their neighbours {self.found:,} of {self.windows:,} windows have a probability of at "
-            f"least {self.level:g}; {self.gained:,} of them the detector alone does not call, and {self.lost:,} that it "
-            "calls are not among them"
+            f"least {self.level:g}; {self.gained:,} of them the detector alone does not call, and {self.lost:,} that "
+            "it calls are not among them"
         )
         return text + (f". {self.alone:,} windows have no neighbour." if self.alone else ".")
 
