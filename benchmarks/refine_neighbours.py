@@ -4,10 +4,11 @@
 
 Presence in windows of 31 m: the detector alone; a network that refines its probability from the backbone's features of
 the window itself; and the bundled refiner, which hears of the neighbours as well, also where it is shown none, or, in
-their place, any windows of the town.  Both networks come of one recipe (`negah.runs.neighbours`).  The towns measured on are drawn with other seeds than those trained on, each once with
-panels that clump in streets and once without.  AUC is over all windows, with 95 % bootstrap intervals over towns;
-`within` is the mean over towns of the AUC within one, which knowing how many panels a town has does not raise.  The
-intervals of a gain are those of the difference, town by town.
+their place, any windows of the town ("any neighbours").  Both networks come of one recipe (`negah.runs.neighbours`).
+The towns measured on are drawn with other seeds than those trained on, each once with panels that clump in streets and
+once without.  AUC is over all windows, with 95 % bootstrap intervals over towns; `within` is the mean over towns of the
+AUC within one, which knowing how many panels a town has does not raise.  The intervals of a gain are those of the
+difference.
 
 On photographs: Duke tiles of the fold that the detector was not trained on, joined where they overlap by less than
 half; most have no neighbour, so what is seen there is what the network makes of photographs.
@@ -41,11 +42,12 @@ Answer = Callable[[Graph], Tensor]
 
 
 class Asked(NamedTuple):
-    """Windows of which presence is known: label, probability of each setting, town."""
+    """Windows of which presence is known: label, probability of each setting, town; how many have a neighbour."""
 
     label: np.ndarray
     probability: dict[str, np.ndarray]
     town: np.ndarray
+    joined: int
 
 
 def main() -> None:
@@ -62,8 +64,8 @@ def main() -> None:
         "detector alone": lambda graph: graph.logit,
         "own features": lambda graph: refined(alone, apart(graph)),
         "neighbours": lambda graph: refined(refiner, graph),
-        "neighbours, not shown": lambda graph: refined(refiner, apart(graph)),
-        "neighbours, any of the town": lambda graph: refined(refiner, elsewhere(graph)),
+        "no neighbours": lambda graph: refined(refiner, apart(graph)),
+        "any neighbours": lambda graph: refined(refiner, elsewhere(graph)),
     }
     rows = []
     for place, clumping in CLUMPING.items():
@@ -75,8 +77,8 @@ def main() -> None:
     path = results.write(
         "refine_neighbours", claim=(__doc__ or "").splitlines()[0].removeprefix("Claim: "), rows=rows,
         seeds=list(SEEDS), packages=("numpy", "scipy"),
-        towns={"trained on": len(TRAIN), "calibrated on": len(HELD), "measured on": len(SEEDS)},
-        headline={"value": gain["auc"], "low": gain["auc_low"], "high": gain["auc_high"], "target": 0.0,
+        towns={"trained": len(TRAIN), "calibrated": len(HELD), "measured": len(SEEDS), "clumping": CLUMPING},
+        headline={"value": gain["auc"], "interval": gain["interval"], "target": 0.0,
                   "unit": "AUC that the neighbours add to a window's own features, towns where panels clump",
                   "better": "higher"},
     )  # fmt: skip
@@ -92,7 +94,9 @@ def asked(settings: dict[str, Answer], graphs: Sequence[Graph], town: np.ndarray
         name: torch.cat([answer(graph) for graph in graphs]).sigmoid().numpy()[which]
         for name, answer in settings.items()
     }
-    return Asked(np.concatenate([graph.present.numpy() for graph in graphs])[which].astype(int), said, town[which])
+    label = np.concatenate([graph.present.numpy() for graph in graphs])[which].astype(int)
+    joined = np.concatenate([~graph.edges.isolated.numpy() for graph in graphs])[which]
+    return Asked(label, said, town[which], int(joined.sum()))
 
 
 def measured(place: str, seen: Asked) -> list[dict]:
@@ -102,7 +106,7 @@ def measured(place: str, seen: Asked) -> list[dict]:
     weights = np.concatenate(list(bootstrap_weights(member, RESAMPLES, generator)))
     drawn = {name: auc(seen.label, p, weights) for name, p in seen.probability.items()}
     common = {"place": place, "windows": len(seen.label), "positives": int(seen.label.sum()),
-              "towns": int(member.max()) + 1}  # fmt: skip
+              "joined": seen.joined, "towns": int(member.max()) + 1}  # fmt: skip
     rows = [
         {"setting": name} | common | figures(float(auc(seen.label, p)), drawn[name])
         | {"within": within(seen, member, name), "calibration_error": float(calibration_error(seen.label, p)),
@@ -110,7 +114,7 @@ def measured(place: str, seen: Asked) -> list[dict]:
         for name, p in seen.probability.items()
     ]  # fmt: skip
     for more, less in (("own features", "detector alone"), ("neighbours", "detector alone"),
-                       ("neighbours", "own features"), ("neighbours", "neighbours, any of the town")):  # fmt: skip
+                       ("neighbours", "own features"), ("neighbours", "any neighbours")):  # fmt: skip
         value = float(auc(seen.label, seen.probability[more]) - auc(seen.label, seen.probability[less]))
         both = [within(seen, member, name) for name in (more, less)]
         rows.append({"setting": f"{more} less {less}"} | common | figures(value, drawn[more] - drawn[less])
@@ -127,7 +131,7 @@ def elsewhere(graph: Graph) -> Graph:
 
 def figures(value: float, drawn: np.ndarray) -> dict[str, float]:
     low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"auc": value, "auc_low": float(low), "auc_high": float(high)}
+    return {"auc": value, "interval": [float(low), float(high)]}
 
 
 def within(seen: Asked, member: np.ndarray, name: str) -> float:
@@ -161,7 +165,6 @@ def photographs(detector: Detector) -> tuple[list[Graph], np.ndarray]:
             features.append(reading.feature)
             logits.append(reading.logit)
     edges = Edges.of(torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T, len(aside), undirected=True)
-    print(f"Duke: {len(aside)} tiles, {int((~edges.isolated).sum())} of them with a neighbour")
     present = torch.from_numpy(tiles.labelled.labels[aside]).float()
     graph = Graph(torch.cat(features), torch.cat(logits), edges, present, torch.ones(len(aside)))
     return [graph], tiles.groups[aside]

@@ -95,6 +95,7 @@ def refined(refiner: Refiner, graph: Graph) -> Float[Tensor, " window"]:
 
 def calibrate(refiner: Refiner, held: Sequence[Graph]) -> None:
     """Fit the refiner's scale and shift, by which its probabilities are right on average on towns held aside."""
+    refiner.scale, refiner.shift = torch.ones(()), torch.zeros(())
     logit = torch.cat([refined(refiner, graph) for graph in held])
     present, asked = (torch.cat([getattr(graph, name) for graph in held]) for name in ("present", "asked"))
     line = torch.tensor([1.0, 0.0], requires_grad=True)
