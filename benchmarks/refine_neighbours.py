@@ -129,7 +129,7 @@ def elsewhere(graph: Graph) -> Graph:
     return graph._replace(edges=Edges.of(torch.stack([order[source], target]), len(order), loops="drop"))
 
 
-def figures(value: float, drawn: np.ndarray) -> dict[str, float]:
+def figures(value: float, drawn: np.ndarray) -> dict:
     low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"auc": value, "interval": [float(low), float(high)]}
 
