@@ -203,6 +203,14 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
     assert hooks.rendered(text) == text, "a figure is not that of benchmarks/results: run `make results`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_marker_does_not_break_a_paragraph(page):
+    # Markdown ends a paragraph where a line begins with a comment.
+    lines = page.read_text(encoding="utf-8").split("\n")
+    inside = [line for before, line in zip(lines, lines[1:]) if before.strip() and line.startswith("<!-- result:")]
+    assert not inside, f"join to the line before: {inside[0][:60]}"
+
+
 def test_results_say_what_it_takes_to_measure_again():
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -238,3 +246,8 @@ def test_a_figure_is_written_from_its_source(hooks, tmp_path):
     with pytest.raises(ValueError, match=r"speed\.json has no 'rows\[name=nobody\]\.tiles'"):
         written("speed rows[name=nobody].tiles")
     assert hooks.unmarked_figures("AUC 0.98\nsee [it](docs/2.md) and `v2`\n") == ["AUC 0.98"]
+
+
+def test_a_method_is_shown_in_its_own_words(hooks):
+    page = hooks.on_page_markdown("# SimCLR\n\n<!-- docstring: negah.ssl.simclr -->\n")
+    assert "arXiv:2002.05709" in page and "\n    loss = mean_i" in page and "<!--" not in page
