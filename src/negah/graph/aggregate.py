@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from negah.graph.csr import CSR
+from negah.graph.csr import CSR, Pattern
 from negah.graph.edges import Edges
 from negah.nn.linear import product
 
@@ -36,13 +36,17 @@ def neighbour_max(h: Float[Tensor, "node width"], edges: Edges) -> Float[Tensor,
     The gradient goes to the neighbour that has the largest value; of several that have it, to one of them, which is a
     subgradient.
     """
-    p = edges.pattern
+    return _largest(edges.pattern, h)
+
+
+def _largest(p: Pattern, h: Float[Tensor, "column width"]) -> Float[Tensor, "row width"]:
+    """Maximum over the columns in which each row has an entry, 0 where there is none."""
     if h.device.type == "cpu":
         wide = h if h.dtype in (torch.float32, torch.float64) else h.float()
         ones = torch.ones(len(p.columns), dtype=wide.dtype)
         matrix = torch.sparse_csr_tensor(p.offsets, p.columns, ones, p.shape, check_invariants=False)
         with torch.autocast("cpu", enabled=False):
-            return torch.sparse.mm(matrix, wide, "amax").to(h.dtype)  # 0 where a row is empty
+            return torch.sparse.mm(matrix, wide, "amax").to(h.dtype)
     messages = h.index_select(0, p.columns)
     rows = p.rows.long()[:, None].expand_as(messages)
     return h.new_zeros(p.shape[0], h.shape[1]).scatter_reduce(0, rows, messages, "amax", include_self=False)
@@ -53,18 +57,15 @@ def neighbour_softmax(scores: Float[Tensor, "edge head"], edges: Edges) -> Float
 
     scores are in the order of `edges.index`.  An edge of weight 0 counts as none.
     """
-    rows = edges.pattern.rows
+    edges = edges.typed(scores.dtype)
     with torch.no_grad():  # any shift leaves the result alone; the largest keeps exp from overflowing
-        index = rows.long()[:, None].expand_as(scores)
-        top = scores.new_zeros(edges.nodes, scores.shape[1]).scatter_reduce(
-            0, index, scores, "amax", include_self=False
-        )
-    grown = (scores - top.index_select(0, rows)).exp()
+        top = edges.into.T @ _largest(edges.into.pattern, scores)
+    grown = (scores - top).exp()
     if edges.weights is not None:
         edges.check_not_negative("attention")
         grown = grown * edges.weights.to(grown.dtype)[:, None]
-    total = grown.new_zeros(edges.nodes, grown.shape[1]).index_add(0, rows, grown)
-    return grown / total.where(total > 0, 1).index_select(0, rows)
+    total = edges.into @ grown
+    return grown / (edges.into.T @ total.where(total > 0, 1))
 
 
 def neighbour_average(

@@ -94,7 +94,21 @@ class CSR:
     def T(self) -> "CSR":
         """The transposed matrix."""
         pattern, order = self.pattern.transposed
-        return CSR(pattern, self.values.index_select(0, order))
+        return self.paired(CSR(pattern, self.values.index_select(0, order))).T
+
+    def paired(self, flipped: "CSR") -> "CSR":
+        """Itself, when `flipped` is known to be its transposed matrix: that is then not made again."""
+        self.__dict__["T"], flipped.__dict__["T"] = flipped, self
+        return self
+
+    def take(self, rows: Int[Tensor, " some"]) -> "CSR":
+        """Some of the rows, in the order given."""
+        starts = self.pattern.offsets[rows].long()
+        counts = self.pattern.offsets[rows + 1].long() - starts
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        entries = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], counts)
+        pattern = Pattern(offsets, self.pattern.columns[entries], (len(rows), self.shape[1]))
+        return CSR(pattern, self.values[entries])
 
     def dense(self) -> Float[Tensor, "row column"]:
         """All of it; entries in the same place add up."""

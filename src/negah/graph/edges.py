@@ -164,6 +164,32 @@ class Edges:
         return CSR(pattern, values)
 
     @cached_property
+    def into(self) -> CSR:
+        """[node, edge], a 1 where an edge leads to a node: sums over the edges of `index` at their targets.
+
+        Its T gives each edge what its target has.
+        """
+        pattern, count = self.pattern, len(self)
+        steps, ones = self._each_edge
+        sums = CSR(Pattern(pattern.offsets, steps[:-1], (self.nodes, count)), ones)
+        return sums.paired(CSR(Pattern(steps, pattern.rows, (count, self.nodes)), ones))
+
+    @cached_property
+    def out_of(self) -> CSR:
+        """[node, edge], a 1 where an edge comes from a node: sums at sources; its T gives what the source has."""
+        pattern, order = self.pattern.transposed
+        count, (steps, ones) = len(self), self._each_edge
+        sums = CSR(Pattern(pattern.offsets, order, (self.nodes, count)), ones)
+        return sums.paired(CSR(Pattern(steps, self.pattern.columns, (count, self.nodes)), ones))
+
+    @cached_property
+    def _each_edge(self) -> tuple[Tensor, Tensor]:
+        """0 to the number of edges, and a 1 for each edge."""
+        device = self.pattern.columns.device
+        steps = torch.arange(len(self) + 1, dtype=torch.int32, device=device)
+        return steps, torch.ones(len(self), dtype=self.dtype, device=device)
+
+    @cached_property
     def with_loops(self) -> "Edges":
         """The same with a self-loop of weight 1 at every node that has none."""
         rows, columns = self.pattern.rows, self.pattern.columns

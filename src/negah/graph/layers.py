@@ -147,7 +147,7 @@ class GAT(nn.Module):
         edges = edges.typed(kind(h)).with_loops
         mapped_h = linear(h, self.weight).unflatten(1, (self.heads, -1))
         own, others = (mapped_h * self.from_own).sum(2), (mapped_h * self.from_others).sum(2)
-        scores = own.index_select(0, edges.pattern.rows) + others.index_select(0, edges.pattern.columns)
+        scores = edges.into.T @ own + edges.out_of.T @ others
         shares = neighbour_softmax(F.leaky_relu(scores, self.slope), edges)
         shares = F.dropout(shares, self.dropout, self.training)
         out = neighbour_average(mapped_h, shares, edges)
