@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -153,7 +154,10 @@ def test_every_room_has_its_reference_page():
         assert f"::: negah.{room}\n" in text
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_files_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
@@ -207,7 +211,7 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
 def test_a_marker_does_not_break_a_paragraph(page):
     # Markdown ends a paragraph where a line begins with a comment.
     lines = page.read_text(encoding="utf-8").split("\n")
-    inside = [line for before, line in zip(lines, lines[1:]) if before.strip() and line.startswith("<!-- result:")]
+    inside = [line for before, line in pairwise(lines) if before.strip() and line.startswith("<!-- result:")]
     assert not inside, f"join to the line before: {inside[0][:60]}"
 
 

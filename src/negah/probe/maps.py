@@ -40,7 +40,7 @@ def can_map(backbone: nn.Module) -> bool:
 def attention_maps(
     backbone: ViTBackbone, images: UInt8[Tensor, "n 3 h w"], *, layer: int = -1
 ) -> Float[Tensor, "n head rows columns"]:  # fmt: skip
-    """Attention of the CLS token to each patch in a block (the last), on the CPU; with what CLS and registers get, 1."""
+    """Attention of the CLS token to each patch in a block (the last), on the CPU; with CLS and registers, 1."""
     vit = backbone.vit
     with mode(backbone, training=False):
         weights = vit.attention(images.to(vit.pos_embed.device), layer)[:, :, 0]

@@ -2,8 +2,8 @@
 
 What keeps it here: it listens on 127.0.0.1 and answers to no other name; Gradio's own reports home are switched off;
 the page's letters, scripts and styles come with Gradio's package; and each answer has a content security policy that
-forbids the browser to fetch anything from elsewhere.  What keeps it up: uploads have a limit, a job that fails is a line
-on the page, and a page that is closed stops its jobs.
+forbids the browser to fetch anything from elsewhere.  What keeps it up: uploads have a limit, a job that fails is a
+line on the page, and a page that is closed stops its jobs.
 """
 
 import contextlib

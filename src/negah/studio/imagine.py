@@ -44,11 +44,9 @@ def room(work: Work) -> None:
             buttons = parts.controls("Imagine")
         with gr.Column(scale=2, min_width=320):
             pictures = gr.HTML(
-                elem_classes="results", value=parts.empty("The pictures will be here, a row for each kind of guidance.")
+                parts.empty("The pictures will be here, a row for each kind of guidance."), elem_classes="results"
             )
-            downloads = gr.File(
-                label="Files", file_count="multiple", visible=False, interactive=False, elem_classes="files"
-            )
+            downloads = parts.downloads()
     parts.wire(
         work, "imagine", buttons, [prompt, kinds, scale, seed, count, sampler, steps, negative, lora],
         [pictures, downloads], prepare, shown, triggers=[prompt.submit],

@@ -34,7 +34,7 @@ def room(work: Work) -> None:
             example = gr.Button("Draw a house as an example", size="sm")
             model = gr.Textbox(
                 value=MODEL, label="Backbone",
-                info="A bundled name, a .safetensors file, or a name of the Hugging Face hub, which is fetched from there.",
+                info="A bundled name, a .safetensors file, or a name of the Hugging Face hub (fetched there).",
             )  # fmt: skip
             side = gr.Slider(64, LARGEST, step=16, value=SIDE, label="Side in pixels that the model sees")
             buttons = parts.controls("Look")
@@ -54,15 +54,7 @@ def room(work: Work) -> None:
 
     outputs = [found, layer, over, maps]
     parts.wire(work, "look", buttons, [file, model, side], outputs, prepare, shown)
-    parts.wire(
-        work,
-        "house",
-        parts.Controls(example, buttons.stop, buttons.status),
-        [],
-        [file],
-        house,
-        lambda path: [str(path)],
-    )
+    parts.wire(work, "house", buttons._replace(go=example), [], [file], house, lambda path: [str(path)])
     gr.on(
         [layer.change, over.change], drawn, [found, layer, over], maps, show_progress="hidden", queue=False,
         api_visibility="private",

@@ -73,6 +73,13 @@ def wire(
     buttons.stop.click(halt, queue=False, show_progress="hidden", api_visibility="private")
 
 
+def downloads() -> Any:
+    """The files of a result, once there are some."""
+    import gradio as gr
+
+    return gr.File(label="Files", file_count="multiple", visible=False, interactive=False, elem_classes="files")
+
+
 def status(told: Step | Done[Any] | Failed) -> str:
     """How a job is told of, as HTML; nothing when it is done."""
     if isinstance(told, Done):
@@ -137,4 +144,5 @@ def sheet(pictures: Sequence[tuple[UInt8[ndarray, "h w 3"], str, str]], *, cell:
 def framed(page: Path, title: str) -> str:
     """A page that holds all it needs, within this one: it can run its own script and reach nothing else."""
     content = html.escape(page.read_text(encoding="utf-8"), quote=True)
-    return f'<div class="page"><iframe title="{html.escape(title)}" sandbox="allow-scripts" srcdoc="{content}"></iframe></div>'
+    frame = f'<iframe title="{html.escape(title)}" sandbox="allow-scripts" srcdoc="{content}"></iframe>'
+    return f'<div class="page">{frame}</div>'

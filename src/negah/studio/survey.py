@@ -59,22 +59,12 @@ def room(work: Work) -> None:
         with gr.Column(scale=2, min_width=320):
             figures = gr.HTML(parts.empty("The figures and the map will be here."))
             report = gr.HTML()
-            downloads = gr.File(
-                label="Files", file_count="multiple", visible=False, interactive=False, elem_classes="files"
-            )
+            downloads = parts.downloads()
     parts.wire(
         work, "survey", buttons, [files, gsd, threshold, calibration, also, overlap], [figures, report, downloads],
         prepare, shown,
     )  # fmt: skip
-    parts.wire(
-        work,
-        "town",
-        parts.Controls(example, buttons.stop, buttons.status),
-        [],
-        [files],
-        town,
-        lambda path: [[str(path)]],
-    )
+    parts.wire(work, "town", buttons._replace(go=example), [], [files], town, lambda path: [[str(path)]])
 
 
 def prepare(

@@ -51,8 +51,8 @@ CSS = """
 #masthead h1 { margin: 0; font-size: 26px; font-weight: 600; letter-spacing: -.01em; line-height: 1.2; }
 #masthead h1 b { color: var(--border-color-accent); font-weight: 600; }
 #masthead p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 15px; max-width: 70ch; }
-.lead, .lead p { color: var(--body-text-color-subdued) !important; font-size: 15px; max-width: 90ch; margin: 0 !important;
-  padding: 2px; }
+.lead, .lead p { color: var(--body-text-color-subdued) !important; font-size: 15px; max-width: 90ch; }
+.lead p { margin: 0 !important; padding: 2px; }
 .results h3 { margin: 18px 0 0; font-size: 16px; }
 .files button[aria-label^=Remove], .files button[aria-label^=Clear] { display: none; }
 button[role=tab] { font-size: 15.5px !important; }
