@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from negah.graph.grammar import Expression
 from negah.graph.rules import (
     ABOUT,
     FUNCTIONS,
@@ -69,7 +70,7 @@ class Derivation:
 
 
 def derive(f: Callable[..., Any], width: int) -> Derivation:
-    """Read `f(h, messages)` for features of `width`; `unproved` is empty where its value does not depend on the order."""
+    """Read `f(h, messages)` for features of `width`; `unproved` is empty where the order is shown not to matter."""
     steps: list[Step] = []
     waiting: list[tuple[bool, ...]] = [()]
     values = 0
@@ -225,10 +226,18 @@ class Reader:
             return self.module(function, args, given)
         if isinstance(function, type):
             return self.record(function, args, given)
+        if isinstance(function, Expression):
+            self.line, names = 1, {"h": args[0], "messages": args[1], "n": Length(SET)}
+            return function.value(names, self.expression)
         call = inspect.getattr_static(type(function), "__call__", None)
         if isinstance(call, types.FunctionType):
             return self.call(call, [function, *args], given)
         raise Unproved(f"nothing is known of {kind(function)}")
+
+    def expression(self, name: str, *args: Any) -> Any:
+        """An operation in an expression of `negah.graph.grammar`, whose text is that of the operation."""
+        self.text = f"{name}({', '.join(str(arg) if isinstance(arg, Term) else repr(arg) for arg in args)})"
+        return self.apply(name, list(args), {})
 
     def apply(self, name: str, args: list[Any], given: dict[str, Any]) -> Any:
         """An operation of torch, by its rule."""

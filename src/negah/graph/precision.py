@@ -144,7 +144,7 @@ class Subject:
         return out.detach().clone()
 
     def at(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, bool] | None:
-        """The output with all arithmetic in `dtype`, and whether nothing was rounded; None where that cannot be done."""
+        """The output with all arithmetic in `dtype`, and whether nothing was rounded; None where it cannot be done."""
         mode = Precision(dtype)
         try:
             with mode:
