@@ -608,8 +608,9 @@ class Reader:
                 found = Unknown() if not isinstance(left, Term) and not isinstance(right, Term) else (
                     self.binary(op, left, right)
                 )  # fmt: skip
-            elif type(left) in PLAIN and type(right) in PLAIN and type(op) in (ast.Eq, ast.NotEq):
-                found = BINARY[type(op)][1](left, right)
+            elif type(op) in (ast.Eq, ast.NotEq) and type(left) in PLAIN and type(right) in PLAIN:
+                known = settled(left) and settled(right)
+                found = BINARY[type(op)][1](left, right) if known else Unknown()
             else:
                 found = self.binary(op, left, right)
             if len(ops) > 1 and not self.truth(found):
@@ -670,8 +671,10 @@ class Reader:
         """owner.name, found without running anything."""
         if isinstance(owner, Term):
             return self.of_tensor(owner, name)
-        if isinstance(owner, Ties | Unknown):
-            raise Unproved(f".{name} of what is not known")
+        if isinstance(owner, Unknown):
+            return Unknown()  # of a device, its type
+        if isinstance(owner, Ties):
+            raise Unproved("which of several equal messages comes first follows their order")
         if isinstance(owner, types.ModuleType):
             if type(owner) is not types.ModuleType or name not in vars(owner):
                 raise Unproved(f"{owner.__name__}.{name} is not understood")
@@ -728,7 +731,7 @@ class Reader:
             return tuple(length(axis) for axis in owner.axes)
         if name == "ndim":
             return len(owner.axes)
-        if name in ("dtype", "device"):
+        if name in ("dtype", "device", "requires_grad", "is_cuda"):
             return Unknown()
         if name in ("T", "mT"):
             if len(owner.axes) != 2:
@@ -742,6 +745,17 @@ class Reader:
 def length(axis: Any) -> int | Unknown:
     """What `len` and `shape` say of an axis."""
     return Length(axis) if isinstance(axis, Bag) else Unknown() if axis is None else axis
+
+
+def settled(value: Any) -> bool:
+    """Whether a plain value is known; a shape with an axis for the set is not.  Unproved where tensors are inside."""
+    if isinstance(value, Unknown):
+        return False
+    if isinstance(value, tuple | list):
+        return all([settled(one) for one in value])
+    if type(value) not in PLAIN or type(value) in (dict, slice):
+        raise Unproved(f"comparing {kind(value)} is not understood")
+    return True
 
 
 def kind(value: Any) -> str:
