@@ -55,9 +55,9 @@ class Precision(TorchDispatchMode):
         if func._schema.is_mutable:
             # What is written into keeps its type, and takes the others into it.
             owner = args[0] if args else None
-            floating = isinstance(owner, Tensor) and owner.is_floating_point()
-            if floating:
-                args = (owner, *tree_map(lambda x: in_type(x, owner.dtype), args[1:]))
+            if isinstance(owner, Tensor) and owner.is_floating_point():
+                dtype = owner.dtype
+                args = (owner, *tree_map(lambda x: in_type(x, dtype), args[1:]))
             out = func(*args, **kwargs)
         else:
             args, kwargs = tree_map(lambda x: in_type(x, self.dtype), (args, kwargs))
@@ -181,11 +181,11 @@ class Subject:
             return Gap(y, z, float("inf"), 0.0)
         z = back(z)
         gap, limit = apart(y, z), ulps(y, z, a, self.dtype)
-        fine = self.at(a, torch.float64), self.at(b, torch.float64)
-        if fine[0] is None or fine[1] is None:
+        fine_a, fine_b = self.at(a, torch.float64), self.at(b, torch.float64)
+        if fine_a is None or fine_b is None:
             limit = 1024 * limit
             return Gap(y, z, gap, limit) if gap > limit else None
-        (y64, exact), (z64, too) = fine
+        (y64, exact), (z64, too) = fine_a, fine_b
         if y64.shape != z64.shape or same(y64, back(z64)):
             return None
         gap = apart(y64, back(z64))

@@ -147,8 +147,9 @@ def repeated(subject: Subject, x: Inputs) -> Counterexample | None:
 
 def repeat(x: Inputs, first: Output, again: Output) -> Counterexample:
     """The same input twice."""
-    both = isinstance(first, Tensor) and isinstance(again, Tensor) and first.shape == again.shape
-    gap = apart(first, again) if both else float("inf")
+    gap = float("inf")
+    if isinstance(first, Tensor) and isinstance(again, Tensor) and first.shape == again.shape:
+        gap = apart(first, again)
     return report("repeat", x, tuple(range(len(x[1]))), Gap(first, again, gap, 0.0))
 
 

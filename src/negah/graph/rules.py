@@ -520,7 +520,9 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Term:
 def t(input: Any) -> Term:
     """Of a matrix."""
     x = term(input)
-    return Term(x.axes[::-1]) if len(x.axes) <= 2 else transpose(x, 0, 9)
+    if len(x.axes) > 2:
+        raise Unproved("it is for matrices")
+    return Term(x.axes[::-1])
 
 
 @rule("permute", "axes in another order")
@@ -555,8 +557,7 @@ def reshape(input: Any, *shape: Any) -> Term:
     x, new = term(input), sizes(shape)
     if not x.ordered:
         return Term(tuple(None if size == -1 or isinstance(size, Unknown) else size for size in new))
-    at = next(i for i, axis in enumerate(x.axes) if isinstance(axis, Bag))
-    bag = x.axes[at]
+    at, bag = next((i, axis) for i, axis in enumerate(x.axes) if isinstance(axis, Bag))
     places = [i for i, size in enumerate(new) if size == Length(bag)] or [i for i, size in enumerate(new) if size == -1]
     if len(places) == 1:
         to = places[0]
