@@ -81,7 +81,8 @@ def updates(width: int = 4, *, seed: int = 0) -> dict[str, UpdateFunction]:
         return torch.maximum(own @ h, (messages @ shared.T).amax(0))
 
     def max_by_position(h, messages):
-        return torch.maximum(own @ h, torch.einsum("ndk,nk->nd", each[: len(messages)], messages).amax(0))
+        mine = each[torch.arange(len(messages)).clamp(max=POSITIONS - 1)]
+        return torch.maximum(own @ h, torch.einsum("ndk,nk->nd", mine, messages).amax(0))
 
     def sum_shared(h, messages):
         return torch.relu(own @ h + (messages @ shared.T).sum(0))
