@@ -72,7 +72,7 @@ def neighbour_average(
     h: Float[Tensor, "node head width"], shares: Float[Tensor, "edge head"], edges: Edges
 ) -> Float[Tensor, "node head width"]:
     """Sum over the neighbours by shares of each edge and head, in the order of `edges.index`; both get gradients."""
-    heads = [CSR(edges.pattern, shares[:, k]) @ h[:, k] for k in range(h.shape[1])]
+    heads = [CSR(edges.pattern, share) @ part for share, part in zip(shares.unbind(1), h.unbind(1))]
     return torch.stack(heads, 1)
 
 
