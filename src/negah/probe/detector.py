@@ -119,6 +119,14 @@ def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Det
     """A detector from a file, or a bundled one by name ("negah/aerial-tiny"), in eval mode and fp32.
 
     Raises WeightsError when there is no such file, it is not a detector, or a key is missing, unexpected or misshapen.
+
+    Examples:
+        >>> from negah.images.scenes import render
+        >>> scene = render(104, 0.3, seed=9, panels="some")
+        >>> image = torch.tensor(scene.image).permute(2, 0, 1)[None]  # uint8 [1, 3, 104, 104]
+        >>> reading = load("negah/aerial-tiny")(image)
+        >>> bool(reading.logit.sigmoid() > 0.5), reading.patch_logits.shape
+        (True, torch.Size([1, 169]))
     """
     path = detector_path(name_or_path)
     try:

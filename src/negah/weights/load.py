@@ -33,6 +33,12 @@ def load(
 
     Raises WeightsError when there are no such weights, they cannot be fetched or read, or any key is missing,
     unexpected or misshapen (all are named).
+
+    Examples:
+        >>> vit = load("negah/aerial-tiny")  # the backbone of the bundled detector
+        >>> cls, registers, patches = vit(torch.zeros(2, 3, 64, 48, dtype=torch.uint8))
+        >>> vit.patch, cls.shape, patches.shape
+        (8, torch.Size([2, 192]), torch.Size([2, 48, 192]))
     """
     checkpoint = read(name_or_path, revision=revision)
     return vit_of(
