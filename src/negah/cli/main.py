@@ -66,6 +66,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "put a model to the test": ("attack", "attack area", "harden"),
     "pictures and words": ("search", "caption", "generate", "dreambooth"),
     "understand": ("lab",),
+    "all of it in a browser": ("studio",),
     "this machine": ("doctor", "completion"),
 }
 """The verbs under the headings of `negah --help`."""

@@ -124,19 +124,17 @@ def served(*, port: int | None = None, upload_mb: int = 1000) -> Iterator[str]:
         )
         work = Work(Path())
         page = build(work)
-        from starlette.middleware import Middleware
-
         from negah.studio.theme import CSS, theme
 
         os.chdir(home)
         try:
             page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
             try:
-                *_, = page.launch(
+                page.launch(
                     server_name=HOST, server_port=port if port is not None else free_port(), share=False, quiet=True,
                     prevent_thread_lock=True, show_error=True, ssr_mode=False, num_workers=0, footer_links=[],
                     max_file_size=upload_mb * MEGABYTE, theme=theme(), css=CSS, run_history=False,
-                    app_kwargs={"middleware": [Middleware(Guard, most=upload_mb * MEGABYTE + FORM)],
+                    app_kwargs={"middleware": [(Guard, (), {"most": upload_mb * MEGABYTE + FORM})],
                                 "docs_url": None, "redoc_url": None},
                 )  # fmt: skip
             except OSError as error:
