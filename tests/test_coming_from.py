@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "coming-from.md").read_text(encoding="utf-8")
-PEERS = ("lightly", "torchattacks", "diffusers", "open_clip")
+PEERS = ("lightly", "torchattacks", "diffusers", "open_clip", "torch_geometric")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_both_sides_run_and_agree(clip, pipeline, tmp_path, monkeypatch):
     (tmp_path / "stable-diffusion").symlink_to(pipeline)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 10
+    assert len(blocks) == 12
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(compile("\n".join(blocks), "docs/coming-from.md", "exec"), {"__name__": "coming_from"})

@@ -25,13 +25,18 @@ EXTRAS: list[str] = [text for group in PYPROJECT["project"]["optional-dependenci
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("negah_docs_hooks", ROOT / "docs" / "hooks.py")
+def of_docs(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"negah_docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    return of_docs("hooks")
 
 
 def module_of(requirement: str) -> str:
@@ -163,6 +168,24 @@ def test_links_between_files_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_links_of_the_built_site_are_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.html").write_text('<h1 id="here">Other</h1>')
+    (tmp_path / "index.html").write_text(
+        '<a href="other/#here">a</a><a href="other/#gone">b</a><a href="https://example.org">c</a><img src="no.png">'
+        '<script src="https://example.org/x.js"></script><a href="#">d</a>'
+    )
+    assert of_docs("links").problems(tmp_path) == [
+        "index.html links to no.png", "index.html links to other/#gone", "index.html loads https://example.org/x.js",
+    ]  # fmt: skip
+
+
+def test_a_warning_of_the_documentation_is_an_error():
+    # --quiet would keep warnings from mkdocs, which counts them as they are told, and --strict would mean nothing.
+    (line,) = [x for x in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mkdocs build" in x]
+    assert "--strict" in line and "-q" not in line
 
 
 def test_every_verb_is_documented(hooks):
