@@ -18,7 +18,7 @@ LIGHT = {
     "body_text_color": "#1c2024", "body_text_color_subdued": "#5d646c", "border_color_primary": "#e3e0d8",
     "border_color_accent": "#b36b00", "color_accent_soft": "#f3dfba", "link_text_color": "#8f5600",
     "block_background_fill": "#ffffff", "block_label_text_color": "#5d646c", "input_background_fill": "#ffffff",
-    "input_border_color": "#cfcabd", "input_placeholder_color": "#6d747c",
+    "input_border_color": "#cfcabd", "input_border_width": "1px", "input_placeholder_color": "#6d747c",
     "button_primary_background_fill": "#8f5600", "button_primary_background_fill_hover": "#744600",
     "button_primary_text_color": "#ffffff", "button_primary_border_color": "#8f5600",
     "button_secondary_background_fill": "#f4f2ec", "button_secondary_background_fill_hover": "#eae6dc",
@@ -32,7 +32,7 @@ DARK = {
     "body_text_color": "#e9e7e2", "body_text_color_subdued": "#a5abb2", "border_color_primary": "#2b3036",
     "border_color_accent": "#f2b544", "color_accent_soft": "#4a3a17", "link_text_color": "#f2b544",
     "block_background_fill": "#1a1e22", "block_label_text_color": "#a5abb2", "input_background_fill": "#131619",
-    "input_border_color": "#3a4148", "input_placeholder_color": "#8c939a",
+    "input_border_color": "#3a4148", "input_border_width": "1px", "input_placeholder_color": "#8c939a",
     "button_primary_background_fill": "#f2b544", "button_primary_background_fill_hover": "#ffcb66",
     "button_primary_text_color": "#1b1607", "button_primary_border_color": "#f2b544",
     "button_secondary_background_fill": "#262c32", "button_secondary_background_fill_hover": "#30373e",
@@ -53,7 +53,8 @@ CSS = """
 #masthead p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 15px; max-width: 70ch; }
 .lead, .lead p { color: var(--body-text-color-subdued) !important; font-size: 15px; max-width: 90ch; }
 .lead p { margin: 0 !important; padding: 2px; }
-.results h3 { margin: 18px 0 0; font-size: 16px; }
+.results h3 { margin: 20px 0 8px !important; font-size: 16px; }
+.results h3:first-child { margin-top: 2px !important; }
 .files button[aria-label^=Remove], .files button[aria-label^=Clear] { display: none; }
 button[role=tab] { font-size: 15.5px !important; }
 :focus-visible { outline: 2px solid var(--border-color-accent) !important; outline-offset: 2px; }
@@ -83,10 +84,11 @@ button[role=tab] { font-size: 15.5px !important; }
   background: var(--background-fill-secondary); }
 .sheet p { margin: 5px 0 0; font-size: 14px; line-height: 1.4; overflow-wrap: anywhere; }
 .sheet p small { display: block; font-size: 13px; color: var(--body-text-color-subdued); }
-.plain { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-.plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border-top: 1px solid var(--border-color-primary);
-  vertical-align: top; }
-.plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
+.plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
+.prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
+.prose .plain th, .prose .plain td, .plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border: 0;
+  border-top: 1px solid var(--border-color-primary); vertical-align: top; }
+.prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
   .gradio-container { padding: 0 12px 32px !important; }
   #masthead { padding: 14px 0 2px; }
