@@ -85,7 +85,8 @@ button[role=tab] { font-size: 15.5px !important; }
 .sheet p { margin: 5px 0 0; font-size: 14px; line-height: 1.4; overflow-wrap: anywhere; }
 .sheet p small { display: block; font-size: 13px; color: var(--body-text-color-subdued); }
 .plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
-.prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
+.prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px;
+  font-variant-numeric: tabular-nums; }
 .prose .plain th, .prose .plain td, .plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border: 0;
   border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 .prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
