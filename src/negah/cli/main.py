@@ -1,6 +1,6 @@
 """`negah VERB ...`: finds the verb, lets tyro parse its dataclass, runs it, and turns what goes wrong into one line.
 
-Exit status: 0 done; 1 a bug in negah; 2 something given cannot be used (said in one line); 3 done, but some inputs
+Exit status: 0 done; 1 a bug in negah (of `negah audit`: refuted); 2 something given cannot be used (said in one line); 3 done, but some inputs
 failed (listed in the results); 130 stopped by Ctrl-C; 141 whoever read the output went away.
 
 To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, a line in VERBS and its name in GROUPS.
@@ -21,6 +21,7 @@ from negah import __version__
 from negah.cli import show
 from negah.cli.attack import Attack
 from negah.cli.attack_area import AttackArea
+from negah.cli.audit import Audit
 from negah.cli.calibrate import Calibrate
 from negah.cli.caption import Caption
 from negah.cli.completion import Completion, summaries
@@ -51,6 +52,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "caption": Caption,
     "generate": Generate,
     "dreambooth": DreamBooth,
+    "audit": Audit,
     "lab": Lab,
     "studio": Studio,
     "export": Export,
@@ -63,7 +65,7 @@ VERBS: dict[str, type[show.Verb]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     "map solar panels": ("survey", "calibrate", "scene", "export"),
     "learn from your pictures": ("pretrain", "probe train", "probe eval"),
-    "put a model to the test": ("attack", "attack area", "harden"),
+    "put a model to the test": ("attack", "attack area", "harden", "audit"),
     "pictures and words": ("search", "caption", "generate", "dreambooth"),
     "understand": ("lab",),
     "all of it in a browser": ("studio",),
