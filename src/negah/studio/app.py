@@ -76,11 +76,11 @@ def build(work: Work) -> Any:
         import gradio as gr
     except ImportError as error:
         raise InputError("the studio needs the extra: pip install 'negah[studio]'") from error
-    from negah.studio import attack, describe, imagine, look, survey
+    from negah.studio import attack, describe, imagine, look, neighbours, survey
 
     rooms = {
         "Survey": survey.room, "Look": look.room, "Attack": attack.room, "Describe": describe.room,
-        "Imagine": imagine.room,
+        "Imagine": imagine.room, "Neighbours": neighbours.room,
     }  # fmt: skip
     with gr.Blocks(title="negah studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(

@@ -84,6 +84,18 @@ button[role=tab] { font-size: 15.5px !important; }
   background: var(--background-fill-secondary); }
 .sheet p { margin: 5px 0 0; font-size: 14px; line-height: 1.4; overflow-wrap: anywhere; }
 .sheet p small { display: block; font-size: 13px; color: var(--body-text-color-subdued); }
+.stars { display: flex; flex-wrap: wrap; gap: 10px 34px; }
+.stars figure { margin: 0; width: min(100%, 270px); } .stars figcaption { font-size: 15px; }
+.stars svg, svg.graph { width: 100%; height: auto; display: block; }
+.stars line, .graph line { stroke: var(--body-text-color-subdued); stroke-opacity: .6; stroke-width: 1.5; }
+.stars text, .graph text { font-size: 13px; text-anchor: middle; fill: var(--body-text-color); }
+.stars text.small { font-size: 12px; fill: var(--body-text-color-subdued); }
+.stars circle, .graph circle { fill: var(--background-fill-secondary); stroke: var(--body-text-color-subdued); }
+.stars circle.node, .graph circle.node { stroke: var(--border-color-accent); stroke-width: 2; }
+.graph circle.bad { stroke: #c2382b; stroke-width: 3; stroke-dasharray: 5 3; }
+.stars circle.m0 { fill: #f3c969; } .stars circle.m1 { fill: #9cc3e6; } .stars circle.m2 { fill: #b9d99a; }
+.stars circle.m3 { fill: #e3a9c0; } .stars circle.m4 { fill: #c9b7e4; } .stars circle.m5 { fill: #d6cfc0; }
+.stars [class^=m] + text { fill: #1c2024; }
 .plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
 .prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px;
   font-variant-numeric: tabular-nums; }
