@@ -109,9 +109,6 @@ def test_one_perturbation_beats_noise(run, tmp_path):
     assert (tmp_path / "out" / "universal.png").is_file()
 
 
-def test_areas_are_calibrated(run, tmp_path):
-    said = run("calibrate_areas")
-    assert numbers(r"hold the true area in (\d+)%", said)[0] > 75
-    (before,), (after,) = numbers(r"sum: ([+-]\d+)% before", said), numbers(r", ([+-]\d+)% calibrated", said)
-    assert abs(after) < abs(before)
-    assert (tmp_path / "out" / "calibration.json").is_file()
+def test_neighbours_know_and_strangers_mislead(run):
+    own, near, strangers = numbers(r": (\d+)%", run("ask_the_neighbours"))
+    assert near > own + 10 and strangers < own
