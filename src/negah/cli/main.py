@@ -10,7 +10,6 @@ under a second.
 
 import contextlib
 import difflib
-import errno
 import inspect
 import io
 import os
@@ -35,8 +34,9 @@ from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
 from negah.cli.scene import Scene
 from negah.cli.search import Search
+from negah.cli.studio import Studio
 from negah.cli.survey import Survey
-from negah.errors import NegahError
+from negah.errors import NegahError, told
 
 VERBS: dict[str, type[show.Verb]] = {
     "survey": Survey,
@@ -52,6 +52,7 @@ VERBS: dict[str, type[show.Verb]] = {
     "generate": Generate,
     "dreambooth": DreamBooth,
     "lab": Lab,
+    "studio": Studio,
     "export": Export,
     "scene": Scene,
     "doctor": Doctor,
@@ -103,21 +104,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except SystemExit as end:  # tyro's, after --help (0) or an argument that it cannot parse (2)
         return end.code if isinstance(end.code, int) else 1
-    except NegahError as problem:
-        return _fail(2, str(problem), debug)
     except KeyboardInterrupt:
         return _fail(130, VERBS[name].IF_INTERRUPTED if name in VERBS else "stopped", debug)
     except BrokenPipeError:
         # Whoever read stdout is gone (`negah ... | head`). Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as problem:
-        return _fail(2, describe(problem), debug)
     except Exception as problem:
-        if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, for a GPU
-            return _fail(2, f"out of memory ({problem}); use smaller inputs or batches, or a larger machine", debug)
-        message = f"{type(problem).__name__}: {problem}"
-        return _fail(1, f"{message} (this is a bug in negah, run with --debug and please report what it prints)", debug)
+        return _fail(*told(problem, report=", run with --debug and please report what it prints"), debug)
 
 
 def find_verb(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -189,14 +183,6 @@ def print_help(under: str = "") -> int:
         print(f"\nexamples\n{EXAMPLES}")
     print(f"\n`negah {under + ' ' if under else ''}VERB --help` shows a verb's arguments and an example of its use.")
     return 0
-
-
-def describe(problem: OSError) -> str:
-    """An operating-system error in one line, with what to do where that is known."""
-    where = f" ({os.fspath(problem.filename)})" if isinstance(problem.filename, str | os.PathLike) else ""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space, or give an --out elsewhere, and run the command again"
-    return f"{problem.strerror or problem}{where}"
 
 
 def _fail(status: int, message: str, debug: bool) -> int:

@@ -40,6 +40,7 @@ from negah.graph.aggregate import (
 )
 from negah.graph.csr import CSR
 from negah.graph.edges import Edges
+from negah.nn.dropout import dropout
 
 
 class Update(nn.Module):
@@ -149,7 +150,7 @@ class GAT(nn.Module):
         own, others = (mapped_h * self.from_own).sum(2), (mapped_h * self.from_others).sum(2)
         scores = edges.into.T @ own + edges.out_of.T @ others
         shares = neighbour_softmax(F.leaky_relu(scores, self.slope), edges)
-        shares = F.dropout(shares, self.dropout, self.training)
+        shares = dropout(shares, self.dropout, self.training)
         out = neighbour_average(mapped_h, shares, edges)
         return (out.flatten(1) if self.join == "concat" else out.mean(1)) + self.bias
 

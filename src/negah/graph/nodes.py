@@ -27,6 +27,7 @@ from negah.graph.aggregate import Features
 from negah.graph.csr import CSR
 from negah.graph.edges import Edges
 from negah.graph.sampling import sample
+from negah.nn.dropout import dropout
 from negah.train import Batches, FitResult, Objective, fit
 from negah.train.batches import BatchSource
 from negah.train.callbacks import KeepBest
@@ -132,8 +133,8 @@ def dropped(h: Features, rate: float, training: bool) -> Features:
     if not training or rate == 0:
         return h
     if isinstance(h, CSR):
-        return CSR(h.pattern, F.dropout(h.values, rate))
-    return F.dropout(h, rate)
+        return CSR(h.pattern, dropout(h.values, rate))
+    return dropout(h, rate)
 
 
 class Classify(Objective):

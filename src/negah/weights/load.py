@@ -54,6 +54,8 @@ def vit_of(
     origin = checkpoint.origin
     if "language" in checkpoint.negah:
         raise WeightsError(f"{origin} holds a model of pictures and words, no backbone: negah.language.load reads it")
+    if "refiner" in checkpoint.negah:
+        raise WeightsError(f"{origin} holds what refines a survey, no backbone: negah.graph.refine reads it")
     if kept := [kind for kind in ("resnet", "timm") if kind in checkpoint.negah]:
         raise WeightsError(f"{origin} holds a {kept[0]} model, not a ViT: negah.weights.backbone reads it")
     state = unwrap(checkpoint.content, origin)
