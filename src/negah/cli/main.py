@@ -63,6 +63,7 @@ VERBS: dict[str, type[show.Verb]] = {
 """What is typed after `negah`, and the dataclass that parses and runs it."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
+    "in a browser": ("studio",),
     "map solar panels": ("survey", "calibrate", "scene", "export"),
     "learn from your pictures": ("pretrain", "probe train", "probe eval"),
     "put a model to the test": ("attack", "attack area", "harden"),
