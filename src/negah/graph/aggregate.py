@@ -144,6 +144,10 @@ def mapped(matrix: CSR, h: Features, weight: Float[Tensor, "outer inner"]) -> Fl
     return product(matrix @ h, weight)
 
 
-def linear(h: Features, weight: Float[Tensor, "outer inner"]) -> Float[Tensor, "node outer"]:
-    """h W^T, of dense features or of sparse ones."""
-    return h @ weight.T if isinstance(h, CSR) else product(h, weight)
+def linear(
+    h: Features, weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"] | None = None
+) -> Float[Tensor, "node outer"]:
+    """h W^T + b, of dense features or of sparse ones."""
+    if not isinstance(h, CSR):
+        return product(h, weight, bias)
+    return h @ weight.T if bias is None else h @ weight.T + bias

@@ -52,7 +52,7 @@ class Update(nn.Module):
         """Features [node, inner] to [node, outer]."""
         check(h, edges, self.own.in_features)
         messages = mapped(edges.typed(kind(h)).sum, h, self.others.weight)
-        return self.sigma(linear(h, self.own.weight) + messages + self.own.bias)
+        return self.sigma(linear(h, self.own.weight, self.own.bias) + messages)
 
 
 class GCN(nn.Module):
@@ -94,7 +94,7 @@ class SAGE(nn.Module):
             if isinstance(h, CSR):
                 raise InputError("a maximum over neighbours needs dense features: pass features.dense(), or use mean")
             messages = linear(neighbour_max(h, edges), self.others.weight)
-        return linear(h, self.own.weight) + messages + self.others.bias
+        return linear(h, self.own.weight, self.others.bias) + messages
 
 
 class GIN(nn.Module):
