@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
@@ -108,7 +108,7 @@ def _from_pickles(folder: Path, name: str) -> NodeData:
         x = np.zeros((count, features["allx"].shape[1]), dtype=np.float32)
         x[:first], x[test[order]] = features["allx"], features["tx"][order]
         labels = np.full(count, -1)
-        labels[:first], labels[test[order]] = classes["ally"].argmax(1), classes["ty"][order].argmax(1)
+        labels[:first], labels[test[order]] = _numbered(classes["ally"]), _numbered(classes["ty"])[order]
         graph = read["graph"]
         pairs = np.array([(int(a), int(b)) for a, others in graph.items() for b in others], dtype=np.int64)
     except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
@@ -119,8 +119,13 @@ def _from_pickles(folder: Path, name: str) -> NodeData:
     return NodeData(
         CSR.of_dense(torch.from_numpy(x)), Edges.of(index, count, undirected=True, loops="drop"),
         torch.from_numpy(labels), classes["ally"].shape[1], torch.arange(trained),
-        torch.arange(trained, min(trained + VALIDATION, first)), torch.from_numpy(test),
+        torch.arange(trained, min(trained + VALIDATION, first)), torch.from_numpy(test[labels[test] >= 0]),
     )  # fmt: skip
+
+
+def _numbered(hot: Int[ndarray, "row class"]) -> Int[ndarray, " row"]:
+    """The column of the 1 in each row, -1 where there is none."""
+    return np.where(hot.any(1), hot.argmax(1), -1)
 
 
 class _Stored:
