@@ -402,11 +402,10 @@ def matmul(input: Any, other: Any = None, *, mat2: Any = None, vec: Any = None, 
     b = term(next(value for value in (other, mat2, vec, tensor, 0) if value is not None))
     if not a.axes or not b.axes:
         raise Unproved("it needs vectors or matrices")
-    *left, inner = a.axes
-    *right, same, column = b.axes if len(b.axes) > 1 else (b.axes[0], 1)
-    contracted(inner, same)
-    batch = broadcast([Term(tuple(left[:-1])), Term(tuple(right))]).axes
-    return Term((*batch, *left[-1:], *([column] if len(b.axes) > 1 else [])))
+    right, column = (b.axes[:-1], b.axes[-1:]) if len(b.axes) > 1 else (b.axes, ())
+    contracted(a.axes[-1], right[-1])
+    batch = broadcast([Term(a.axes[:-2]), Term(right[:-1])]).axes
+    return Term((*batch, *a.axes[-2:-1], *column))
 
 
 @rule("linear", "the same weights for every row")
