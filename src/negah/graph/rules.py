@@ -403,7 +403,7 @@ def matmul(input: Any, other: Any = None, *, mat2: Any = None, vec: Any = None, 
     if not a.axes or not b.axes:
         raise Unproved("it needs vectors or matrices")
     right, column = (b.axes[:-1], b.axes[-1:]) if len(b.axes) > 1 else (b.axes, ())
-    contracted(a.axes[-1], right[-1])
+    contracted(a.axes[-1], next(reversed(right)))
     batch = broadcast([Term(a.axes[:-2]), Term(right[:-1])]).axes
     return Term((*batch, *a.axes[-2:-1], *column))
 
