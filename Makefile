@@ -53,7 +53,7 @@ lint: $(DEV_STAMP)
 
 docs: $(DEV_STAMP)
 	@echo '== Building the documentation into site/ (a warning is an error)'
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 	@echo '== Open it in a browser: $(CURDIR)/site/index.html'
 
 results: $(DEV_STAMP)

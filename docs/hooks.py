@@ -11,9 +11,10 @@ A benchmark without a file reads "not measured yet"; a path that is not in its f
 
 `python docs/hooks.py README.md` writes the figures into a file (`make results`), and tests/test_house.py fails while a
 written figure differs from its source.  mkdocs calls the `on_...` functions; pages of the site may also hold
-`<!-- model cards -->`, `<!-- benchmarks -->` and `<!-- commands -->`.
+`<!-- model cards -->`, `<!-- benchmarks -->`, `<!-- commands -->` and `<!-- docstring: negah.ssl.simclr -->`.
 """
 
+import ast
 import contextlib
 import io
 import json
@@ -29,6 +30,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 CARDS = REPOSITORY / "src" / "negah" / "weights" / "bundled"
 NOT_MEASURED = "not measured yet"
 SPEC = re.compile(r"(\S+) ((?:\[[^\]]*\]|\S)+)(?: (\S+))?")  # values in brackets may hold spaces
+DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
 MARKER = re.compile(r"<!-- result: (?P<spec>[^\n]+?) -->(?P<text>.*?)<!-- /result -->", re.DOTALL)
 
 
@@ -73,6 +75,15 @@ def commands_page() -> str:
     return "\n\n".join(sections)
 
 
+def docstring_of(module: str) -> str:
+    """What a module says of itself, as Markdown: its equations are indented, and so stand as they are."""
+    path = REPOSITORY / "src" / Path(*module.split(".")).with_suffix(".py")
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    if text is None:
+        raise ValueError(f"{module} has no docstring")
+    return text
+
+
 PAGES = {
     "<!-- benchmarks -->": benchmarks_page,
     "<!-- model cards -->": cards_page,
@@ -86,7 +97,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for marker, page in PAGES.items():
         if marker in markdown:
             markdown = markdown.replace(marker, page())
-    return markdown
+    # On the site nobody needs the markers, and one that begins a line would end the paragraph it stands in.
+    markdown = MARKER.sub(lambda match: match["text"], markdown)
+    return DOCSTRING.sub(lambda match: docstring_of(match[1]), markdown)
 
 
 def _value(spec: str, results: Path) -> str:

@@ -1,12 +1,17 @@
 """The house itself: what a checkout promises to whoever clones, installs or reads it."""
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -24,13 +29,18 @@ EXTRAS: list[str] = [text for group in PYPROJECT["project"]["optional-dependenci
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.fixture(scope="module")
-def hooks() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("negah_docs_hooks", ROOT / "docs" / "hooks.py")
+def of_docs(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"negah_docs_{name}", ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    return of_docs("hooks")
 
 
 def module_of(requirement: str) -> str:
@@ -153,12 +163,33 @@ def test_every_room_has_its_reference_page():
         assert f"::: negah.{room}\n" in text
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: str(path.relative_to(ROOT)))
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "examples" / "README.md"]
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_between_files_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_links_of_the_built_site_are_followed(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "index.html").write_text('<h1 id="here">Other</h1>')
+    (tmp_path / "index.html").write_text(
+        '<a href="other/#here">a</a><a href="other/#gone">b</a><a href="https://example.org">c</a><img src="no.png">'
+        '<script src="https://example.org/x.js"></script><a href="#">d</a>'
+    )
+    assert of_docs("links").problems(tmp_path) == [
+        "index.html links to no.png", "index.html links to other/#gone", "index.html loads https://example.org/x.js",
+    ]  # fmt: skip
+
+
+def test_a_warning_of_the_documentation_is_an_error():
+    # --quiet would keep warnings from mkdocs, which counts them as they are told, and --strict would mean nothing.
+    (line,) = [x for x in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "mkdocs build" in x]
+    assert "--strict" in line and "-q" not in line
 
 
 def test_every_verb_is_documented(hooks):
@@ -203,6 +234,14 @@ def test_written_figures_are_those_of_their_sources(hooks, page):
     assert hooks.rendered(text) == text, "a figure is not that of benchmarks/results: run `make results`"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_marker_does_not_break_a_paragraph(page):
+    # Markdown ends a paragraph where a line begins with a comment.
+    lines = page.read_text(encoding="utf-8").split("\n")
+    inside = [line for before, line in pairwise(lines) if before.strip() and line.startswith("<!-- result:")]
+    assert not inside, f"join to the line before: {inside[0][:60]}"
+
+
 def test_results_say_what_it_takes_to_measure_again():
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -238,3 +277,36 @@ def test_a_figure_is_written_from_its_source(hooks, tmp_path):
     with pytest.raises(ValueError, match=r"speed\.json has no 'rows\[name=nobody\]\.tiles'"):
         written("speed rows[name=nobody].tiles")
     assert hooks.unmarked_figures("AUC 0.98\nsee [it](docs/2.md) and `v2`\n") == ["AUC 0.98"]
+
+
+def test_a_method_is_shown_in_its_own_words(hooks):
+    page = hooks.on_page_markdown("# SimCLR\n\n<!-- docstring: negah.ssl.simclr -->\n")
+    assert "arXiv:2002.05709" in page and "\n    loss = mean_i" in page and "<!--" not in page
+
+
+# The rooms as one library
+
+
+LOADERS = ["probe", "weights", "language", "diffusion"]
+
+
+@pytest.mark.parametrize("room", LOADERS)
+def test_rooms_load_and_save_alike(room):
+    module = importlib.import_module(f"negah.{room}")
+    load = inspect.signature(module.load)
+    first = next(iter(load.parameters.values()))
+    assert first.name == "name_or_path" and first.annotation == str | Path
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in list(load.parameters.values())[1:])
+    assert load.parameters["device"].default == "cpu"
+    if hasattr(module, "save"):
+        save = inspect.signature(module.save)
+        assert list(save.parameters)[1] == "path" and save.return_annotation is Path
+
+
+def test_importing_negah_imports_no_room():
+    code = "import sys, negah; assert not {'torch', 'numpy'} & set(sys.modules); print(negah.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "['__version__']", done.stderr
+    for room in ROOMS:
+        module = importlib.import_module(f"negah.{room}")
+        assert all(hasattr(module, name) for name in getattr(module, "__all__", []))

@@ -4,6 +4,9 @@ Each message is a single line that says what is wrong, where, and what to do.  T
 exits with status 2; `--debug` shows the traceback.
 """
 
+import errno
+import os
+
 
 class NegahError(Exception):
     """Root of the tree: something the user can act on."""
@@ -27,3 +30,25 @@ class OutputError(NegahError):
 
 class TrainingError(NegahError):
     """Training that cannot go on: a non-finite loss, nothing to learn from."""
+
+
+def told(problem: Exception, *, report: str = "") -> tuple[int, str]:
+    """Whatever went wrong as (exit status, one line): 2 for what the user can act on, 1 for a bug in negah.
+
+    report: how to report a bug, behind "this is a bug in negah".
+    """
+    if isinstance(problem, NegahError):
+        return 2, str(problem)
+    if isinstance(problem, OSError):
+        return 2, _of_system(problem)
+    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, for a GPU
+        return 2, f"out of memory ({problem}); use smaller inputs or batches, or a larger machine"
+    return 1, f"{type(problem).__name__}: {problem} (this is a bug in negah{report})"
+
+
+def _of_system(problem: OSError) -> str:
+    """An operating-system error in one line, with what to do where that is known."""
+    where = f" ({os.fspath(problem.filename)})" if isinstance(problem.filename, str | os.PathLike) else ""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full{where}; free some space, or give an --out elsewhere, and run the command again"
+    return f"{problem.strerror or problem}{where}"

@@ -169,6 +169,17 @@ def test_buildings_keep_their_size_in_a_bent_town():
         assert np.allclose(town.out(*town.back(u, v)), (u, v), atol=1e-3)
 
 
+def test_panels_clump_as_much_as_asked_for():
+    for adoption, clumping in ((0.3, 0.4), (0.1, 0.7), (0.3, 0.0)):
+        town = Town(3, adoption=adoption, clumping=clumping)
+        share = np.array([town.share(i, j) for i in range(60) for j in range(0, 60, 2)])
+        assert share.mean() == pytest.approx(adoption, abs=0.03)
+        # two buildings of one neighbourhood: the covariance of having modules is the variance of the share
+        assert share.var() / (adoption * (1 - adoption)) == pytest.approx(clumping, abs=0.05)
+        assert town.share(4, 6) == town.share(4, 7), "both sides of a street"
+    assert Town(3, adoption=1.0, clumping=0.5).share(0, 0) == 1.0
+
+
 @pytest.fixture(scope="module")
 def town(tmp_path_factory):
     path = tmp_path_factory.mktemp("town") / "town.tif"

@@ -89,7 +89,7 @@ def test_panels_are_the_labels_of_the_whole_raster(height: int, width: int, seed
     pieces, row = [], 0
     while row < height:
         end = row + data.draw(st.integers(1, height - row))
-        pieces.append(Strip(row, fraction[row:end], fraction[row:end], peak[row:end], peak[row:end]))
+        pieces.append(Strip(row, fraction[row:end], fraction[row:end], peak[row:end], peak[row:end], peak[row:end]))
         row = end
     found = sorted(components(pieces), key=lambda c: (c.rows[0], c.cols[0]))
 
@@ -124,7 +124,7 @@ def test_panel_on_a_seam_of_four_windows_is_one():
 
 def test_outline_of_cells_that_touch_at_a_corner_is_valid():
     layout = Layout(Axis(8, 8, 8, 4, 8), Axis(8, 8, 8, 4, 8))
-    panel = Component(np.array([0, 1]), np.array([1, 0]), np.array([1.0, 1.0], np.float32), 1.0)
+    panel = Component(np.array([0, 1]), np.array([1, 0]), np.array([1.0, 1.0], np.float32), 1.0, 0.0)
     outline = panel.outline(layout)
     assert outline.is_valid and outline.area == 8 and outline.geom_type == "MultiPolygon"
 
@@ -132,6 +132,6 @@ def test_outline_of_cells_that_touch_at_a_corner_is_valid():
 def test_outline_and_area_end_at_the_edge_of_the_raster():
     side = Axis(size=9, window=8, stride=8, cells=4, model=8)  # five cells, of the last one half is inside
     layout = Layout(side, side)
-    panel = Component(np.array([4]), np.array([4]), np.array([1.0], np.float32), 1.0)
+    panel = Component(np.array([4]), np.array([4]), np.array([1.0], np.float32), 1.0, 0.0)
     assert panel.outline(layout).equals(shapely.box(8, 8, 9, 9))
     assert panel.area_px(layout) == pytest.approx(1.0)

@@ -40,7 +40,15 @@ def fgsm(
     model: Model, images: Images, labels: Labels, *, eps: Eps, norm: Norm = LINF, loss: Loss = cross_entropy,
     generator: torch.Generator | None = None,
 ) -> Images:  # fmt: skip
-    """One step of length eps; nothing is random.  Raises InputError for what cannot be attacked, as all attacks do."""
+    """One step of length eps; nothing is random.  Raises InputError for what cannot be attacked, as all attacks do.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        >>> images, labels = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+        >>> found = fgsm(model, images, labels, eps=8 / 255)
+        >>> f"{(found - images).abs().max() * 255:.0f}"
+        '8'
+    """
     return pgd(
         model, images, labels, eps=eps, norm=norm, steps=1, step_size=eps, loss=loss, random=False, keep="last",
         generator=generator,
@@ -61,6 +69,14 @@ def pgd(
         keep: "last" returns the last point even if an earlier one was better, as other libraries do.
 
     Raises InputError for what cannot be attacked, and for restarts of which only the last point would be kept.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        >>> images = torch.rand(2, 3, 2, 2)
+        >>> labels = model(images).argmax(1)  # an attack begins where the model is right
+        >>> found = pgd(model, images, labels, eps=8 / 255, steps=5, generator=torch.Generator().manual_seed(0))
+        >>> bool((cross_entropy(model(found), labels) >= cross_entropy(model(images), labels)).all())
+        True
     """
     _positive(steps=steps, restarts=restarts)
     if keep == "last" and restarts > 1:

@@ -44,6 +44,13 @@ def universal(
         cap: of each image's loss.
 
     Raises InputError as other attacks do.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> images = torch.rand(8, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+        >>> delta = universal(model, images, eps=0.5, generator=torch.Generator().manual_seed(0))
+        >>> delta.shape, bool(delta.abs().max() <= 0.5), 0 <= fooling_rate(model, images, delta) <= 1
+        (torch.Size([1, 3, 2, 2]), True, True)
     """
     delta = torch.zeros_like(images[:1])
     with still(model):

@@ -23,6 +23,7 @@ class Lab(show.Verb):
         universal      one change for all pictures: how often it fools a network, and another one
         gradient       the closed-form gradient of the contrastive loss: its check, its force, what it saves
         describe       CLIP, SimVLM and CoCa side by side: what they share, what sets them apart
+        graph          neighbours without order: which updates are valid, how deep networks of them can be
         augment        whether pictures drawn after DreamBooth help to find a rare panel type
 
     Small networks on generated pictures: minutes on a CPU.  OUT/index.html is the page.
@@ -49,6 +50,7 @@ class Lab(show.Verb):
             "gradient",
             "describe",
             "augment",
+            "graph",
         ]
     ]
     """Which."""
@@ -56,7 +58,7 @@ class Lab(show.Verb):
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()
     """Pictures to train on, a folder for each class; describe: caption files; augment: train and
-    test, in each rare, common and none (default: generated ones)."""
+    test, in each rare, common and none; graph: a folder or npz of Planetoid's (default: generated ones)."""
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Steps of each run (default: 200; adversarial, universal, describe: 500; augment, of DreamBooth: 300; gradient,
     of a descent: 100)."""
@@ -65,7 +67,7 @@ class Lab(show.Verb):
     batch: Annotated[int | None, arg(metavar="N")] = None
     """Pictures in a step, or pairs whose gradient is looked at (default: 64)."""
     full: bool = False
-    """adversarial, universal: ResNet-18, all pictures of --data, 100 epochs; hours on a GPU."""
+    """adversarial, universal: ResNet-18, all pictures of --data, 100 epochs; hours on a GPU. graph: larger graphs."""
 
     def run(self) -> int:
         """Run the experiment, and print what each plot shows."""
@@ -82,6 +84,7 @@ class Lab(show.Verb):
             dino_byol,
             dinov2_tricks,
             gradient,
+            graph,
             large_batch,
             universal,
         )
@@ -91,7 +94,7 @@ class Lab(show.Verb):
         if self.name == "gradient" and (self.data or self.full):
             given = "--data" if self.data else "--full"
             raise InputError(f"gradient looks at vectors that it draws, and is never reduced: leave out {given}")
-        if self.full and not supervised:
+        if self.full and not supervised and self.name != "graph":
             raise InputError(f"{self.name} has no --full: give --steps, --seeds and --data")
         if self.full and (self.steps is not None or self.batch is not None):
             raise InputError("--full has steps and batches of its own: leave out --steps and --batch")
@@ -107,7 +110,7 @@ class Lab(show.Verb):
             "collapse": collapse.run, "dino-byol": dino_byol.run, "large-batch": large_batch.run,
             "background": background.run, "dinov2-tricks": dinov2_tricks.run, "adversarial": adversarial.run,
             "universal": universal.run, "gradient": gradient.run, "describe": describe.run,
-            "augment": augment.run,
+            "augment": augment.run, "graph": graph.run,
         }  # fmt: skip
         effort = Effort(
             data=self.data, steps=steps, seeds=self.seeds, batch=batch, full=self.full,

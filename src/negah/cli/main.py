@@ -3,13 +3,13 @@
 Exit status: 0 done; 1 a bug in negah (`audit`: refuted); 2 something given cannot be used (said in one line); 3 done,
 but some inputs failed (listed in the results); 130 stopped by Ctrl-C; 141 whoever read the output went away.
 
-To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, and a line in VERBS. Nothing heavy may
-be imported at the top of a verb's file: `negah --help` imports all of them and answers in well under a second.
+To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, a line in VERBS and its name in GROUPS.
+Nothing heavy may be imported at the top of a verb's file: `negah --help` imports all of them and answers in well
+under a second.
 """
 
 import contextlib
 import difflib
-import errno
 import inspect
 import io
 import os
@@ -24,6 +24,7 @@ from negah.cli.attack_area import AttackArea
 from negah.cli.audit import Audit
 from negah.cli.calibrate import Calibrate
 from negah.cli.caption import Caption
+from negah.cli.completion import Completion, summaries
 from negah.cli.doctor import Doctor
 from negah.cli.dreambooth import DreamBooth
 from negah.cli.export import Export
@@ -34,8 +35,9 @@ from negah.cli.pretrain import Pretrain
 from negah.cli.probe import ProbeEval, ProbeTrain
 from negah.cli.scene import Scene
 from negah.cli.search import Search
+from negah.cli.studio import Studio
 from negah.cli.survey import Survey
-from negah.errors import NegahError
+from negah.errors import NegahError, told
 
 VERBS: dict[str, type[show.Verb]] = {
     "survey": Survey,
@@ -52,16 +54,36 @@ VERBS: dict[str, type[show.Verb]] = {
     "dreambooth": DreamBooth,
     "audit": Audit,
     "lab": Lab,
+    "studio": Studio,
     "export": Export,
     "scene": Scene,
     "doctor": Doctor,
+    "completion": Completion,
 }
-"""What is typed after `negah`, in the order of the help, and the dataclass that parses and runs it."""
+"""What is typed after `negah`, and the dataclass that parses and runs it."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "in a browser": ("studio",),
+    "map solar panels": ("survey", "calibrate", "scene", "export"),
+    "learn from your pictures": ("pretrain", "probe train", "probe eval"),
+    "put a model to the test": ("attack", "attack area", "harden"),
+    "pictures and words": ("search", "caption", "generate", "dreambooth"),
+    "understand": ("lab",),
+    "this machine": ("doctor", "completion"),
+}
+"""The verbs under the headings of `negah --help`."""
+
+ABOUT = """\
+negah, a gaze: find solar panels in aerial imagery, and say how large they are. And teach vision models to
+see, to search, to describe and to draw, and prove how far they can be fooled. All of it on this machine."""
 
 EXAMPLES = """\
-  negah survey town.tif --out map            map the panels of a GeoTIFF; open map/report.html
-  negah survey tiles/ --out map --gsd 0.3    a folder of pictures whose pixels are 0.3 m wide
-  negah doctor                               what is installed, what is bundled, what is missing"""
+  negah scene town.tif                                       draw a town whose panels are known
+  negah survey town.tif --out map                            map the panels of a GeoTIFF; open map/report.html
+  negah survey tiles/ --out map --gsd 0.3                    a folder of pictures whose pixels are 0.3 m wide
+  negah search "a tennis court" --images tiles/              the pictures that fit the words best
+  negah generate "a house with a red roof" --out drawn       pictures from words
+  negah doctor                                               what is installed, bundled and missing"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,21 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except SystemExit as end:  # tyro's, after --help (0) or an argument that it cannot parse (2)
         return end.code if isinstance(end.code, int) else 1
-    except NegahError as problem:
-        return _fail(2, str(problem), debug)
     except KeyboardInterrupt:
         return _fail(130, VERBS[name].IF_INTERRUPTED if name in VERBS else "stopped", debug)
     except BrokenPipeError:
         # Whoever read stdout is gone (`negah ... | head`). Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as problem:
-        return _fail(2, describe(problem), debug)
     except Exception as problem:
-        if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":  # torch's, for a GPU
-            return _fail(2, f"out of memory ({problem}); use smaller inputs or batches, or a larger machine", debug)
-        message = f"{type(problem).__name__}: {problem}"
-        return _fail(1, f"{message} (this is a bug in negah, run with --debug and please report what it prints)", debug)
+        return _fail(*told(problem, report=", run with --debug and please report what it prints"), debug)
 
 
 def find_verb(args: Sequence[str]) -> tuple[str, list[str]]:
@@ -158,25 +173,19 @@ def complaint(box: str) -> str:
 def print_help(under: str = "") -> int:
     """Print the page of all verbs, or of those that begin with the word `under`; the exit status is 0."""
     verbs = {name: verb for name, verb in VERBS.items() if name.startswith(under)}
-    width = max(map(len, verbs))
-    lines = [f"  {name:<{width}}   {(inspect.getdoc(verb) or '').splitlines()[0]}" for name, verb in verbs.items()]
-    print(f"usage: negah {under + ' ' if under else ''}VERB [ARGUMENTS]\n")
-    if not under:
-        print("negah, a gaze: find solar panels in aerial imagery, and say how large they are.\n")
-    print("verbs")
-    print("\n".join(lines))
+    width, told = max(map(len, verbs)), summaries(verbs)
+    lines = {name: f"  {name:<{width}}   {told[name]}" for name in verbs}
+    print(f"usage: negah {under + ' ' if under else ''}VERB [ARGUMENTS]")
+    if under:
+        print("\n".join(["", "verbs", *lines.values()]))
+    else:
+        print(f"\n{ABOUT}")
+        for heading, names in GROUPS.items():
+            print("\n".join(["", heading, *(lines[name] for name in names)]))
     if not under:
         print(f"\nexamples\n{EXAMPLES}")
     print(f"\n`negah {under + ' ' if under else ''}VERB --help` shows a verb's arguments and an example of its use.")
     return 0
-
-
-def describe(problem: OSError) -> str:
-    """An operating-system error in one line, with what to do where that is known."""
-    where = f" ({os.fspath(problem.filename)})" if isinstance(problem.filename, str | os.PathLike) else ""
-    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full{where}; free some space, or give an --out elsewhere, and run the command again"
-    return f"{problem.strerror or problem}{where}"
 
 
 def _fail(status: int, message: str, debug: bool) -> int:

@@ -57,6 +57,9 @@ class Survey(show.Verb):
     """Also say which windows these words fit best, and how that compares with ordinary pictures."""
     also_model: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
     """A CLIP or CoCa that compares them: a bundled name, a file, a folder, a name of the Hugging Face hub."""
+    refine: Literal["none", "neighbours"] = "none"
+    """neighbours: also give each window's probability in the light of the windows around it (learned from generated
+    towns; compare it before you rely on it)."""
     label_next: Annotated[int | None, arg(metavar="N")] = None
     """Draw N windows whose labels would narrow the total most, into label-next.csv in the output folder."""
     labels: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -88,7 +91,7 @@ class Survey(show.Verb):
             gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
             m2_per_kw=self.m2_per_kw, year=self.year, tilt=self.tilt, label_next=self.label_next, labels=self.labels,
             precision=self.precision, overwrite=self.overwrite,
-            calibration=self.calibration, also=self.also, also_model=self.also_model,
+            calibration=self.calibration, also=self.also, also_model=self.also_model, refine=self.refine,
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:
             given = {"model": self.model} if self.head is None else {"backbone": self.backbone, "head": self.head}

@@ -46,7 +46,7 @@ class Autoencoding(Objective):
 
 
 @torch.no_grad()
-def latent_scale(vae: "AutoencoderKL", batches: Iterable[Float[Tensor, "batch 3 h w"]]) -> float:
+def latent_scale(vae: "AutoencoderKL", batches: Iterable[Float[Tensor, "_ 3 h w"]]) -> float:
     """What latents are multiplied with to be of unit variance: 1 / std over pictures, places and channels."""
     squares = total = count = 0.0
     for images in batches:

@@ -163,6 +163,12 @@ def views(
 
     Parameters are drawn on the generator's device, so one on the CPU gives the same views wherever the images are, but
     for rounding: on a CPU crops are rounded to 8 bits before they are coloured.
+
+    Examples:
+        >>> pictures = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
+        >>> crops = views(pictures, simclr_cifar(32), generator=torch.Generator().manual_seed(0))
+        >>> [crop.shape for crop in crops]
+        [torch.Size([2, 3, 32, 32]), torch.Size([2, 3, 32, 32])]
     """
     return [_make(images, view, draw(len(images), images.shape[-2:], view, generator=generator)) for view in recipe]
 

@@ -40,14 +40,26 @@ def load(
 
     Raises WeightsError when there are no such weights, they cannot be fetched or read, are neither, or any tensor is
     missing, unexpected or misshapen (all are named).
+
+    Examples:
+        >>> model = load("negah/describe-tiny")
+        >>> type(model).__name__, model.images(torch.zeros(1, 3, model.size, model.size)).shape
+        ('CoCa', torch.Size([1, 128]))
     """
     return model_of(read(name_or_path, revision=revision, known=KNOWN), activation=activation).to(device)
 
 
-def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
+def load_both(name_or_path: str | Path, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
     """A model as `load` gives it, with its tokens: its file's own, those beside it, or of the folder `vocabulary`.
 
     Raises WeightsError where there are no tokens, and where they are another model's.
+
+    Examples:
+        >>> model, tokens = load_both("negah/describe-tiny")
+        >>> with torch.inference_mode():
+        ...     one, same, other = model.texts(tokens(["a tennis court", "tennis court", "a forest"]))
+        >>> bool(one @ same > one @ other)
+        True
     """
     checkpoint = read(name_or_path, known=KNOWN)
     model = model_of(checkpoint)
@@ -59,7 +71,7 @@ def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Mod
         tokens = Tokenizer.of_folder(vocabulary, length=length)
     elif "tokens" in checkpoint.negah:
         tokens = tokenizer_of(checkpoint)
-    elif folder := folder_of(name_or_path, ("tokenizer.json", "vocab.json", "merges.txt")):
+    elif folder := folder_of(str(name_or_path), ("tokenizer.json", "vocab.json", "merges.txt")):
         tokens = Tokenizer.of_folder(folder, length=length)
     else:
         raise WeightsError(

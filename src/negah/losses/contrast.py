@@ -59,6 +59,13 @@ def contrast(
 
     Raises ValueError on fewer than 2 keys, on queries and keys that do not fit each other, on a temperature that is not
     above 0, and on a query without positives.
+
+    Examples:
+        >>> views = torch.eye(4)
+        >>> f"{contrast(views, views, temperature=0.1):.4f}"  # each view is nearest to its own key
+        '0.0001'
+        >>> f"{contrast(views, views.roll(1, 0), temperature=0.1):.4f}"  # and here to another's
+        '10.0001'
     """
     _check(queries, keys, temperature, groups)
     if groups is None and len(queries) != len(keys):

@@ -10,7 +10,8 @@ reads the CLS output as the logit of "there is a panel here".
 
 Attention alone is a share (it sums to one however large the panel is); evidence is additive.  Both are returned from
 the first day: detection, area, attacks and the report all read this one contract.  So is norm(y_j), for evidence that
-somebody with masks may want to read from it anew (`negah.solar.area`).
+somebody with masks may want to read from it anew (`negah.solar.area`), and the backbone's own summary of the image, for
+whoever compares images (`negah.graph.refine`).
 """
 
 from typing import NamedTuple
@@ -29,6 +30,7 @@ class Reading(NamedTuple):
     attention: Float[Tensor, "batch head patch"]  # CLS query over patches; the rest up to 1 is CLS on itself
     patch_logits: Float[Tensor, "batch patch"]  # evidence of panel in each patch; -inf where it was not asked for
     outputs: Float[Tensor, "batch patch dim"] | None = None  # norm(y_j); None where patches were not all read
+    feature: Float[Tensor, "batch dim"] | None = None  # the backbone's patches, their mean
 
 
 class AttentiveHead(nn.Module):
@@ -56,19 +58,20 @@ class AttentiveHead(nn.Module):
         above: probability below which an image's patches are not read: their logits are -inf, no panel.  Most windows
         of a survey hold none, and nearly all of the layer's cost is its patches.
         """
+        feature = tokens[:, 1:].mean(1)
         q, k, v = self.block.attn.heads_of(self.block.norm1(tokens))
         attention = cls_attention(q, k)
         if above is None:
             outputs = self.outputs(tokens, q, k, v)
             said = self.classifier(outputs).squeeze(-1)
-            return Reading(said[:, 0], attention, said[:, 1:], outputs[:, 1:])
+            return Reading(said[:, 0], attention, said[:, 1:], outputs[:, 1:], feature)
         logit = self.classifier(self.outputs(tokens[:, :1], q[:, :, :1], k, v)).flatten()
         patch_logits = logit.new_full((tokens.shape[0], tokens.shape[1] - 1), -torch.inf)
         found = logit.float().sigmoid() >= above
         if found.any():
             outputs = self.outputs(tokens[found, 1:], q[found, :, 1:], k[found], v[found])
             patch_logits[found] = self.classifier(outputs).squeeze(-1)
-        return Reading(logit, attention, patch_logits)
+        return Reading(logit, attention, patch_logits, feature=feature)
 
     def outputs(
         self,

@@ -32,6 +32,11 @@ def knn_probability(
 
     k above the number of training samples means all of them. Raises InputError on an empty training set and on
     negative labels (leave out unlabelled samples).
+
+    Examples:
+        >>> train, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+        >>> knn_probability(train, labels, torch.tensor([[1.0, 0.9, 0.0, 0.0]]), k=2)
+        tensor([[1., 0.]])
     """
     if not len(train) or k < 1:
         raise InputError(f"kNN needs at least one training sample and k >= 1, got {len(train)} and k = {k}")

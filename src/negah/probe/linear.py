@@ -61,6 +61,13 @@ def fit_linear(
     independent. `held_out` is how many of the inner folds are tested on, by default all: 1 is a plain validation set,
     for many samples. Where an inner fold cannot be made (a handful of groups), the strongest l2 is taken. Raises
     InputError on one class only, and on labels that leave one out.
+
+    Examples:
+        >>> features = np.random.default_rng(0).normal(size=(40, 3))
+        >>> labels = (features[:, 0] > 0).astype(int)
+        >>> probe = fit_linear(features, labels)
+        >>> bool(((probe.probability(features) > 0.5) == labels).mean() > 0.9)
+        True
     """
     y = np.asarray(labels)
     known = np.unique(y)

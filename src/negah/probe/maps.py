@@ -38,19 +38,22 @@ def can_map(backbone: nn.Module) -> bool:
 
 @torch.no_grad()
 def attention_maps(
-    backbone: ViTBackbone, images: UInt8[Tensor, "n 3 h w"]
+    backbone: ViTBackbone, images: UInt8[Tensor, "n 3 h w"], *, layer: int = -1
 ) -> Float[Tensor, "n head rows columns"]:  # fmt: skip
-    """Attention of the CLS token to each patch in the last block, on the CPU; with what CLS and registers get, 1."""
+    """Attention of the CLS token to each patch in a block (the last), on the CPU; with CLS and registers, 1."""
     vit = backbone.vit
     with mode(backbone, training=False):
-        weights = vit.attention(images.to(vit.pos_embed.device))[:, :, 0]
+        weights = vit.attention(images.to(vit.pos_embed.device), layer)[:, :, 0]
     rows, columns = images.shape[2] // vit.patch, images.shape[3] // vit.patch
     return weights[:, :, -rows * columns :].unflatten(2, (rows, columns)).float().cpu()
 
 
 @torch.no_grad()
-def patch_features(backbone: nn.Module, images: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n rows columns width"]:
-    """Features place by place, on the CPU: patch tokens after the last norm, or the last map of a residual network.
+def patch_features(
+    backbone: nn.Module, images: UInt8[Tensor, "n 3 h w"], *, layer: int = -1
+) -> Float[Tensor, "n rows columns width"]:
+    """Features place by place, on the CPU: patch tokens after a block (the last) and the last norm, or the last map of
+    a residual network, whatever the layer.
 
     Raises InputError for another backbone.
     """
@@ -58,7 +61,8 @@ def patch_features(backbone: nn.Module, images: UInt8[Tensor, "n 3 h w"]) -> Flo
         if isinstance(backbone, ViTBackbone):
             vit = backbone.vit
             grid = images.shape[2] // vit.patch, images.shape[3] // vit.patch
-            return vit(images.to(vit.pos_embed.device)).patches.unflatten(1, grid).float().cpu()
+            tokens = vit.intermediate(images.to(vit.pos_embed.device), [layer])[0]
+            return tokens.patches.unflatten(1, grid).float().cpu()
         if isinstance(backbone, ConvBackbone):
             pixels = normalised(images.to(backbone.mean.device), backbone.mean, backbone.std)
             return backbone.resnet(pixels).permute(0, 2, 3, 1).float().cpu()

@@ -32,7 +32,7 @@ from negah.images.sources import Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
-from negah.runs import also, labels
+from negah.runs import also, labels, refine
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
     LABELLED,
@@ -115,9 +115,10 @@ def survey(
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
     labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
     asked = also.asking(options.also, options.also_model, device) if options.also else None
+    refining = refine.refining(detectors, overlap=options.overlap) if options.refine == "neighbours" else None
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     bf16 = uses_bf16(options.precision, device)
-    measure = Measure(threshold, info.area_ratio, calibration)
+    measure = Measure(threshold, info.area_ratio, calibration, features=refining is not None)
     batch = BATCHES.get(device.type, 256)
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
@@ -137,6 +138,7 @@ def survey(
         "threshold": threshold,
         "aoi": _digest(options.aoi),
         "calibration": _digest(options.calibration),
+        "refine": refining and refining.mark,
     }
 
     with ExitStack() as stack:
@@ -179,9 +181,13 @@ def survey(
         # The files list sources as they were given, whenever they joined the plan.
         plan = replace(plan, sources=sorted(plan.sources, key=lambda source: source.position))
 
+        refined = None
+        if refining is not None:
+            refined = refine.refine(refining, plan, ledger, threshold=threshold)
+
         with gdal_settings(cache=FILES_CACHE), Assembly(out) as assembly:
             with assembly.file("tiles.csv") as path:
-                write_tiles(path, ledger, plan)
+                write_tiles(path, ledger, plan, refined=refined is not None)
             failures = also.joined(ledger.failures(), unseen)
             with assembly.file("failures.csv") as path:
                 write_failures(path, failures)
@@ -190,6 +196,8 @@ def survey(
             write_layer(assembly, "panels", on_earth, in_pixels)
             answers, sections = also.answer(asked, plan, sources, ledger, assembly) if asked else ([], [])
             notes = notes_of(plan, ledger, measure, options, power, made.drawn)
+            if refined is not None:
+                notes.insert(0, refined.note)
             if parcels is not None and on_earth is not None:
                 write_parcels(assembly, join(parcels, on_earth))
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
@@ -219,7 +227,7 @@ def survey(
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
-                also=answers,
+                also=answers, refined=refined,
             )  # fmt: skip
             provenance = {
                 "model": fingerprint["model"],
@@ -229,6 +237,7 @@ def survey(
                 "threshold": f"{threshold:g}",
                 **({"calibration": str(options.calibration)} if options.calibration else {}),
                 **({"labels": str(options.labels)} if options.labels else {}),
+                **({"refined by": refined.model} if refined else {}),
                 **({"words": asked.words} if asked else {}),
                 **power.words(),
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
@@ -268,6 +277,7 @@ def survey(
                     "fingerprint": fingerprint,
                     "seeds": {"windows to label": LABEL_SEED} if to_label else {},  # nothing else is random
                     "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
+                    **({"refined": asdict(refined)} if refined else {}),
                     **({"also": asked.about} if asked else {}),
                     "versions": versions(),
                     "hardware": hardware(device),
@@ -338,7 +348,7 @@ def _map(
     region: Region | None,
     progress: Progress,
 ) -> _Made:
-    panels = Panels(plan, kw=power.kw, interval=measure.sizes.interval)
+    panels = Panels(plan, kw=power.kw, interval=measure.sizes.interval, refined=measure.features)
     names = heatmap_names(plan)
     drawn: dict[int, Drawn] = {}
     surveyed = 0.0

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from negah.runs import DESCRIBER
 from negah.runs.also import Answer
+from negah.runs.refine import Refined
 from negah.solar.calibration import Calibration
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import Drawn
@@ -41,6 +42,7 @@ class Options:
     precision: "auto" takes bfloat16 where the hardware multiplies it natively.
     overwrite: discard what an earlier survey left in the folder.  calibration: file of `negah calibrate`.
     also: what to look for besides, in words.  also_model: compares them with the windows, see `negah.language.load`.
+    refine: "neighbours" adds what the windows around a window say of it, see `negah.runs.refine`.
     """
 
     gsd: float | None = None
@@ -58,6 +60,7 @@ class Options:
     calibration: Path | None = None
     also: Sequence[str] = ()
     also_model: str = DESCRIBER
+    refine: Literal["none", "neighbours"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     also: list[Answer] = field(default_factory=list)
+    refined: Refined | None = None
 
     @property
     def complete(self) -> bool:
@@ -109,6 +113,11 @@ def totals(summary: Summary) -> dict[str, str]:
     if s.abstained:
         counts = "; ".join(f"{reason}: {windows:,} windows" for reason, windows in s.abstained.items())
         doubted = {"abstained": f"{s.abstained_share:.0%} of the area\n{counts}"}
+    refined = {}
+    if s.refined is not None:
+        r = s.refined
+        said = f"refined probability of at least {r.level:g}; {r.gained:,} gained, {r.lost:,} lost"
+        refined = {"by their neighbours": f"{r.found:,}\n{said}"}
     return {
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
@@ -116,6 +125,7 @@ def totals(summary: Summary) -> dict[str, str]:
         "power": power,
         "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
         "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
+        **refined,
         "images": f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part",
     }
 

@@ -10,7 +10,8 @@ the next run; its row says that it failed until its chunk is committed once more
     sources  the plan: one JSON object per raster
     windows  one row per window; cells are the panel fractions of its patches as float16, NULL where all are zero;
              factor is what a calibration multiplies them with where they count for areas;
-             abstained says why the area should not be relied on
+             abstained says why the area should not be relied on; feature is the backbone's summary of the window as
+             float16, kept where the survey is refined, and refined the probability that came of it
     failures inputs and windows that could not be read, with the reason
     looks    what a model of pictures and words saw at a window: its vector as float16 (see `negah.solar.also`)
 """
@@ -30,7 +31,7 @@ from numpy import ndarray
 from negah.errors import OutputError
 from negah.solar.plan import Failure, Plan, PlannedSource
 
-FORMAT = 4
+FORMAT = 5
 FILE = "ledger.sqlite"
 
 SCHEMA = """
@@ -39,14 +40,15 @@ CREATE TABLE inputs (position INTEGER PRIMARY KEY, name TEXT, size INTEGER, chan
 CREATE TABLE sources (position INTEGER PRIMARY KEY, plan TEXT);
 CREATE TABLE windows (id INTEGER PRIMARY KEY, source INTEGER, status TEXT, probability REAL,
                       area_m2 REAL, area_low REAL, area_high REAL, cells BLOB, factor REAL,
-                      abstained TEXT);
+                      abstained TEXT, feature BLOB, refined REAL);
 CREATE TABLE failures (source INTEGER, name TEXT, window INTEGER, reason TEXT);
 CREATE INDEX failed ON failures (window);
 CREATE TABLE looks (window INTEGER PRIMARY KEY, vector BLOB);
 """
 
 REASONS = "; "  # between the reasons for abstaining
-COLUMNS = "id, source, status, probability, area_m2, area_low, area_high, cells, factor, abstained"
+# As a window is read: without its feature, which is large and read apart.
+COLUMNS = "id, source, status, probability, area_m2, area_low, area_high, cells, factor, abstained, NULL, refined"
 
 Fingerprint = Mapping[str, str | int | float | bool | None]
 
@@ -65,6 +67,7 @@ class Window(NamedTuple):
     probability and areas are None unless it was scored, area_low and area_high also where the detector's areas were
     never compared with true ones.  cells is None where all are zero; factor makes areas of them, see `survey`.
     abstained: why the area should not be relied on, None where nothing speaks against it.
+    feature: written only, see `Ledger.features`.  refined: probability in the light of its neighbours, if asked for.
     """
 
     id: int
@@ -77,6 +80,8 @@ class Window(NamedTuple):
     cells: bytes | None = None
     factor: float | None = None
     abstained: str | None = None
+    feature: bytes | None = None
+    refined: float | None = None
 
     def fractions(self, cells: int) -> Float[ndarray, " patch"]:
         """Panel fraction of each of the window's patches, float32."""
@@ -201,7 +206,7 @@ class Ledger:
                 self._db.execute("DELETE FROM looks WHERE window >= ? AND window < ?", mine)
                 self._db.execute(
                     "UPDATE windows SET status = 'failed', probability = NULL, area_m2 = NULL, area_low = NULL, "
-                    "area_high = NULL, cells = NULL, factor = NULL, abstained = NULL "
+                    "area_high = NULL, cells = NULL, factor = NULL, abstained = NULL, feature = NULL, refined = NULL "
                     "WHERE id >= ? AND id < ? AND status != 'outside-aoi'", mine,
                 )  # fmt: skip
                 self._db.execute(
@@ -233,7 +238,7 @@ class Ledger:
                 kept = {k for (k,) in self._all("SELECT id FROM windows WHERE id BETWEEN ? AND ?", *mine)}
                 windows = [window for window in windows if window.id not in kept]
                 failed = [failure for failure in failed if failure[2] not in kept]
-            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
+            self._db.executemany("INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", windows)
             self._db.executemany("INSERT INTO failures VALUES (?, ?, ?, ?)", failed)
             self._db.execute("UPDATE about SET value = ? WHERE key = 'seconds'", (json.dumps(self.seconds + seconds),))
 
@@ -266,6 +271,18 @@ class Ledger:
         return self._one("SELECT count(*) FROM looks"), self._one(
             "SELECT count(*) FROM windows WHERE probability IS NOT NULL"
         )
+
+    def features(self, first: int, end: int) -> Iterator[tuple[int, float, bytes]]:
+        """Number, probability and feature of those of the windows [first, end) that were scored."""
+        return self._all(
+            "SELECT id, probability, feature FROM windows "
+            "WHERE id >= ? AND id < ? AND probability IS NOT NULL ORDER BY id", first, end,
+        )  # fmt: skip
+
+    def refine(self, refined: Iterable[tuple[int, float]]) -> None:
+        """Record what came of the neighbours, by number of the window."""
+        with self._transaction():
+            self._db.executemany("UPDATE windows SET refined = ? WHERE id = ?", ((p, k) for k, p in refined))
 
     def windows(self, first: int = 0, end: int | None = None) -> Iterator[Window]:
         """Finished windows in order, read as they are asked for."""
@@ -303,6 +320,17 @@ class Ledger:
     def found(self, threshold: float) -> int:
         """Windows with panels: of a probability of at least `threshold`."""
         return self._one("SELECT count(*) FROM windows WHERE probability >= ?", threshold)
+
+    def found_refined(self, threshold: float, level: float) -> tuple[int, int, int]:
+        """Windows whose refined probability is at least `level`, and of these and of the others how many turned.
+
+        threshold: of the detector's own probability: windows that lay below it and count now, or the other way round.
+        """
+        count = "SELECT count(*) FROM windows WHERE refined "
+        return (
+            self._one(f"{count} >= ?", level), self._one(f"{count} >= ? AND probability < ?", level, threshold),
+            self._one(f"{count} < ? AND probability >= ?", level, threshold),
+        )  # fmt: skip
 
     def most_certain(self, threshold: float, count: int) -> list[Window]:
         """Windows with panels, the most probable first."""

@@ -33,6 +33,7 @@ class Strip(NamedTuple):
     measured: Float[ndarray, "row col"]  # the same, as it counts for areas: calibrated, if the survey is
     probability: Float[ndarray, "row col"]  # mean over the windows that cover the cell
     peak: Float[ndarray, "row col"]  # highest probability among them
+    refined: Float[ndarray, "row col"]  # highest refined probability among them; 0 where none was refined
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Component:
     cols: Int[ndarray, " cell"]
     measured: Float[ndarray, " cell"]
     probability: float
+    refined: float
 
     def area_px(self, layout: Layout) -> float:
         """Panel area in square source pixels: fraction times the part of each cell inside the raster, summed."""
@@ -62,11 +64,11 @@ def strips(layout: Layout, windows: Iterable[Window]) -> Iterator[Strip]:
     """The cells of a whole source, from its windows in order (as `Ledger.windows` gives them)."""
     shape = layout.y.cells, layout.x.cells
     width, across = layout.x.cell_count, len(layout.x.starts)
-    # sums of fraction, probability; highest probability; count; sum of what counts for areas
-    base, held = 0, np.zeros((5, 0, width), np.float32)
+    # sums of fraction, probability; highest probability; count; sum of what counts for areas; highest refined
+    base, held = 0, np.zeros((6, 0, width), np.float32)
     todo = iter(windows)
     for band, (first, end, patch_y) in enumerate(layout.y.cover):
-        held = np.concatenate([held, np.zeros((5, max(0, end - base - held.shape[1]), width), np.float32)], axis=1)
+        held = np.concatenate([held, np.zeros((6, max(0, end - base - held.shape[1]), width), np.float32)], axis=1)
         rows = held[:, first - base : end - base]
         for (left, right, patch_x), window in zip(layout.x.cover, (next(todo) for _ in range(across)), strict=True):
             if window.probability is None:
@@ -79,6 +81,7 @@ def strips(layout: Layout, windows: Iterable[Window]) -> Iterator[Strip]:
             part[1] += window.probability
             np.maximum(part[2], window.probability, out=part[2])
             part[3] += 1
+            np.maximum(part[5], window.refined or 0, out=part[5])
         finished = (layout.y.cover[band + 1][0] if band + 1 < len(layout.y.cover) else end) - base
         if finished > 0:
             yield _strip(base, held[:, :finished])
@@ -119,12 +122,13 @@ def components(pieces: Iterable[Strip], *, level: float = LEVEL) -> Iterator[Com
         yield _join(parts_left)
 
 
-def _strip(row: int, held: Float[ndarray, "5 row col"]) -> Strip:
+def _strip(row: int, held: Float[ndarray, "6 row col"]) -> Strip:
     count = held[3]
     seen = np.where(count > 0, count, np.nan)
     return Strip(
-        row, held[0] / seen, held[4] / seen, held[1] / seen, np.where(count > 0, held[2], np.nan).astype(np.float32)
-    )
+        row, held[0] / seen, held[4] / seen, held[1] / seen, np.where(count > 0, held[2], np.nan).astype(np.float32),
+        held[5],
+    )  # fmt: skip
 
 
 def _touching(edge: Int[ndarray, " before"], row: Int[ndarray, " col"]) -> set[tuple[int, int]]:
@@ -155,15 +159,16 @@ def _parts(piece: Strip, labels: Int[ndarray, "row col"]) -> dict[int, list[Comp
     rows, cols, label = rows[order], cols[order], label[order]
     starts = np.flatnonzero(np.append(True, np.diff(label) != 0))
     peak = np.maximum.reduceat(piece.peak[rows, cols], starts)
+    refined = np.maximum.reduceat(piece.refined[rows, cols], starts)
     ends = np.append(starts[1:], len(label))
     return {
         int(label[a]): [
             Component(
                 (rows[a:b] + piece.row).astype(np.int32), cols[a:b].astype(np.int32),
-                piece.measured[rows[a:b], cols[a:b]], float(top),
+                piece.measured[rows[a:b], cols[a:b]], float(top), float(after),
             )
         ]
-        for a, b, top in zip(starts, ends, peak, strict=True)
+        for a, b, top, after in zip(starts, ends, peak, refined, strict=True)
     }  # fmt: skip
 
 
@@ -173,4 +178,6 @@ def _join(parts: list[Component]) -> Component:
     rows, cols = np.concatenate([p.rows for p in parts]), np.concatenate([p.cols for p in parts])
     order = np.lexsort((cols, rows))
     measured = np.concatenate([p.measured for p in parts])
-    return Component(rows[order], cols[order], measured[order], max(p.probability for p in parts))
+    return Component(
+        rows[order], cols[order], measured[order], max(p.probability for p in parts), max(p.refined for p in parts)
+    )

@@ -56,6 +56,7 @@ LEDGER_FILES = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal")
 TILE_COLUMNS = (
     "source", "window", "bounds", "probability", "area_m2", "area_low", "area_high", "status", "abstained",
 )  # fmt: skip
+REFINED = "refined"  # the column of tiles.csv and panels.* where the survey is refined
 WGS84 = "EPSG:4326"
 BLOCK = 256  # pixels along a block of a heat map
 
@@ -116,16 +117,19 @@ def discard(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
-    """tiles.csv: every window of every source; one that could not be opened has one row, without figures."""
+def write_tiles(path: Path, ledger: Ledger, plan: Plan, *, refined: bool = False) -> None:
+    """tiles.csv: every window of every source; one that could not be opened has one row, without figures.
+
+    refined: with a last column of that name, the probability in the light of the neighbours.
+    """
     failed = {f.position: f for f in plan.failures}
     planned = {s.position: s for s in plan.sources}
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file, lineterminator="\n")
-        out.writerow(TILE_COLUMNS)
+        out.writerow((*TILE_COLUMNS, REFINED) if refined else TILE_COLUMNS)
         for position in range(len(failed) + len(planned)):
             if position in failed:
-                out.writerow((failed[position].source, "", "", "", "", "", "", "failed", ""))
+                out.writerow((failed[position].source, "", "", "", "", "", "", "failed", "", *[""] * refined))
                 continue
             source = planned[position]
             for window in ledger.windows(source.first, source.first + len(source.layout)):
@@ -135,7 +139,8 @@ def write_tiles(path: Path, ledger: Ledger, plan: Plan) -> None:
                     areas = window.area_m2, window.area_low, window.area_high
                     figures = f"{window.probability:.6f}", *("" if area is None else f"{area:.3f}" for area in areas)
                 place = source.name, window_name(source, index), bounds_of(source, source.layout.box(index))
-                out.writerow((*place, *figures, window.status, window.abstained or ""))
+                after = [] if not refined else [""] if window.refined is None else [f"{window.refined:.6f}"]
+                out.writerow((*place, *figures, window.status, window.abstained or "", *after))
 
 
 def window_name(source: PlannedSource, index: int) -> str:
@@ -235,11 +240,17 @@ Interval = Callable[[Float[ndarray, " n"], Float[ndarray, " n"]], tuple[Float[nd
 
 
 class Panels:
-    """The panels of a survey, gathered source by source (about 2 kB each), then written."""
+    """The panels of a survey, gathered source by source (about 2 kB each), then written.
 
-    def __init__(self, plan: Plan, *, kw: Callable[[ndarray], ndarray], interval: Interval):
+    refined: with the refined probability beside the detector's.
+    """
+
+    def __init__(
+        self, plan: Plan, *, kw: Callable[[ndarray], ndarray], interval: Interval, refined: bool = False
+    ):  # fmt: skip
         self._kw = kw
         self._interval = interval
+        self._refined = refined
         self._groups: dict[str | None, list[tuple[ndarray, dict[str, ndarray]]]] = {
             source.crs: [] for source in plan.sources
         }
@@ -253,16 +264,16 @@ class Panels:
         """
         layout = source.layout
         # Outlined as they come: their cells need not be kept.
-        rows = [(p.rows[0], p.cols[0], p.area_px(layout), p.probability, p.outline(layout)) for p in found]
+        rows = [(p.rows[0], p.cols[0], p.area_px(layout), p.probability, p.refined, p.outline(layout)) for p in found]
         rows.sort(key=lambda row: row[:2])
-        px, probability = (np.array([row[k] for row in rows], dtype=float) for k in (2, 3))
-        shapes = np.array([row[4] for row in rows], dtype=object)
+        px, probability, refined = (np.array([row[k] for row in rows], dtype=float) for k in (2, 3, 4))
+        shapes = np.array([row[5] for row in rows], dtype=object)
         del rows
         if clip is not None and len(shapes):
             cut = np.array([_polygons(s) for s in shapely.intersection(shapes, clip)], dtype=object)
             px = px * shapely.area(cut) / shapely.area(shapes)
             keep = ~shapely.is_empty(cut)
-            shapes, px, probability = cut[keep], px[keep], probability[keep]
+            shapes, px, probability, refined = cut[keep], px[keep], probability[keep], refined[keep]
         if not len(shapes):
             return Drawn([], px, probability)
         centres = shapely.get_coordinates(shapely.centroid(shapes))
@@ -270,7 +281,7 @@ class Panels:
         moved = shapely.transform(shapes, lambda xy: apply(source.affine, xy)) if source.crs else shapes
         columns = {
             "source": np.full(len(area), source.name, dtype=object), "area_m2": area, "probability": probability,
-            "gsd_m": np.full(len(area), source.gsd_m),
+            REFINED: refined, "gsd_m": np.full(len(area), source.gsd_m),
         }  # fmt: skip
         self._groups[source.crs].append((moved, columns))
         largest = np.argsort(-area, kind="stable")[:draw]
@@ -310,6 +321,7 @@ class Panels:
             "area_high": high,
             "kw": self._kw(area),
             "probability": column("probability"),
+            **({REFINED: column(REFINED)} if self._refined else {}),
         }
         if crs is not None:
             centres = shapely.get_coordinates(shapely.centroid(shapes))

@@ -53,11 +53,13 @@ class Measure:
 
     threshold: probability from which a window has panels.  area_ratio: factors that bound an area at 90 %, if known.
     calibration: takes the place of both the first estimate and these factors.
+    features: whether what the backbone says of a window is kept, for a refiner.
     """
 
     threshold: float
     area_ratio: tuple[float, float] | None = None
     calibration: Calibration | None = None
+    features: bool = False
 
     @property
     def sizes(self) -> Calibration | FirstEstimate:
@@ -312,10 +314,13 @@ def _score_chunk(
         gsd = np.array([source.gsd_m for source, _, look in chunk.windows if look])
         low, high, factor = _measured(area, fraction, probability, ground_m2, gsd, measure)
         spread = spread_of(readings[0].attention).cpu().numpy()
+        feature = readings[0].feature if measure.features else None
+        feature = None if feature is None else feature.half().cpu().numpy()
     else:
         probability = area = spread = np.zeros(count)
         fraction = np.zeros((count, 1), np.float32)
         low = high = factor = [None] * count
+        feature = None
 
     rows, failed, place = [], [], -1
     for source, index, look in chunk.windows:
@@ -334,7 +339,8 @@ def _score_chunk(
             figures = float(probability[place]), float(area[place]), low[place], high[place]
             doubts = doubts_of(source, index, float(probability[place]), float(spread[place]), fraction[place], measure)
             packed = pack(fraction[place])
-            rows.append(Window(number, source.position, status, *figures, packed, factor[place], doubts))
+            kept = None if feature is None else feature[place].tobytes()
+            rows.append(Window(number, source.position, status, *figures, packed, factor[place], doubts, kept))
     return rows, failed
 
 

@@ -192,6 +192,12 @@ def diagnose(
         images: the pixels that the embeddings are of, to tell what is in the data from what the network made of them.
 
     Raises InputError when a tensor is not finite.
+
+    Examples:
+        >>> diagnose(embedding=torch.ones(64, 8)).kind  # every picture has the same embedding
+        'complete'
+        >>> diagnose(embedding=torch.randn(64, 8, generator=torch.Generator().manual_seed(0))).kind
+        'none'
     """
     given = {"embedding": embedding, "teacher_probs": teacher_probs, "teacher_logits": teacher_logits}
     for name, x in given.items():

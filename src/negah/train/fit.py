@@ -99,6 +99,18 @@ def fit(
         TrainingError: the loss or a gradient is not finite, a parameter is in no group, nothing to learn.
         OutputError: a checkpoint cannot be written, or `out` holds a run with other settings.
         SystemExit(143), KeyboardInterrupt: SIGTERM or Ctrl-C came; with `out`, the step was finished and saved.
+
+    Examples:
+        >>> class Mean(Objective):  # the number that is nearest to what it is shown
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.mean = torch.nn.Parameter(torch.zeros(()))
+        ...     def forward(self, batch):
+        ...         return {"loss": (batch - self.mean).square().mean()}
+        >>> objective = Mean()
+        >>> result = fit(objective, [torch.tensor([1.0, 3.0])], steps=100, lr=0.1)
+        >>> round(objective.mean.item(), 1), result.history[-1]["loss"] < result.history[0]["loss"]
+        (2.0, True)
     """
     source = batches if isinstance(batches, BatchSource) else Repeated(batches)
     ranks.join()

@@ -60,6 +60,11 @@ def backbone(
 
     Raises WeightsError when there is no such backbone or it cannot be read, InputError for a size that is no multiple
     of the patch.
+
+    Examples:
+        >>> net = backbone("vit-micro/8", size=32, seed=0)  # fresh weights
+        >>> net(torch.zeros(2, 3, 32, 32)).shape == (2, net.width)
+        True
     """
     text = str(name)
     with torch.random.fork_rng(devices=[]):

@@ -33,6 +33,12 @@ def load(
 
     Raises WeightsError when there are no such weights, they cannot be fetched or read, or any key is missing,
     unexpected or misshapen (all are named).
+
+    Examples:
+        >>> vit = load("negah/aerial-tiny")  # the backbone of the bundled detector
+        >>> cls, registers, patches = vit(torch.zeros(2, 3, 64, 48, dtype=torch.uint8))
+        >>> vit.patch, cls.shape, patches.shape
+        (8, torch.Size([2, 192]), torch.Size([2, 48, 192]))
     """
     checkpoint = read(name_or_path, revision=revision)
     return vit_of(
@@ -48,6 +54,8 @@ def vit_of(
     origin = checkpoint.origin
     if "language" in checkpoint.negah:
         raise WeightsError(f"{origin} holds a model of pictures and words, no backbone: negah.language.load reads it")
+    if "refiner" in checkpoint.negah:
+        raise WeightsError(f"{origin} holds what refines a survey, no backbone: negah.graph.refine reads it")
     if kept := [kind for kind in ("resnet", "timm") if kind in checkpoint.negah]:
         raise WeightsError(f"{origin} holds a {kept[0]} model, not a ViT: negah.weights.backbone reads it")
     state = unwrap(checkpoint.content, origin)

@@ -64,6 +64,13 @@ def render(
 
     `panels`: "some" has at least one array (2 m2 or more of it) in the picture, "none" has none, "random" is either.
     Raises InputError for a size outside 1..8192 px or a gsd outside 0.05..3 m.
+
+    Examples:
+        >>> scene = render(104, 0.3, seed=7, panels="some")
+        >>> scene.image.shape, scene.image.dtype.name, scene.mask.shape
+        ((104, 104, 3), 'uint8', (104, 104))
+        >>> f"{scene.plan_area_m2:.1f} m2, by the mask {scene.mask.sum() * 0.3**2:.1f}"
+        '19.3 m2, by the mask 19.3'
     """
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     check(height, width, gsd_m)

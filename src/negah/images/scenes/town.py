@@ -57,10 +57,15 @@ def mix(*numbers: int) -> int:
 
 @dataclass
 class Town:
-    """The plan of a town. `adoption` is the part of buildings with modules; `district` makes all blocks alike."""
+    """The plan of a town. `adoption` is the part of buildings with modules; `district` makes all blocks alike.
+
+    `clumping`, from 0 to below 1, is how alike two buildings of one neighbourhood are in having modules: the
+    correlation between them. `adoption` stays the expected part of all buildings.
+    """
 
     seed: int
     adoption: float = 0.3
+    clumping: float = 0.0
     district: District | None = None
     angle: float = 0.0
 
@@ -126,6 +131,17 @@ class Town:
         if own.random() < 0.12:
             rng = own
         return rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+
+    def share(self, i: int, j: int) -> float:
+        """The part of buildings with modules where a block belongs: both sides of a street share one.
+
+        It is drawn from a beta distribution; the buildings' correlation is then 1 / (a + b + 1) (beta-binomial).
+        """
+        if not self.clumping or self.adoption in (0, 1):
+            return self.adoption
+        weight = 1 / self.clumping - 1
+        rng = Random(mix(self.seed, 9, i, j // 2))
+        return rng.betavariate(self.adoption * weight, (1 - self.adoption) * weight)
 
     def block(self, i: int, j: int) -> Block:
         half = self.street / 2
@@ -210,7 +226,7 @@ class Town:
     def draw(self, sk: Sketch, block: Block, lot: Lot) -> None:
         """One lot."""
         rng = Random(mix(self.seed, 8, block.i, block.j, lot.key))
-        equipped = rng.random() < self.adoption
+        equipped = rng.random() < self.share(block.i, block.j)
         w, d = lot.u1 - lot.u0, lot.v1 - lot.v0
         pose = self.pose((lot.u0 + lot.u1) / 2, (lot.v0 + lot.v1) / 2, lot.front)
         if block.district == "residential":

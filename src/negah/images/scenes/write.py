@@ -55,15 +55,18 @@ def write_town(
     crs: str = "EPSG:32633",
     origin: tuple[float, float] = (320_000.0, 5_400_000.0),
     adoption: float = 0.25,
+    clumping: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Truth:
     """Write a town of `size_px` (or height, width) pixels to `path`, with `*_mask.tif` and `*_panels.gpkg` beside it.
 
     `origin` is the upper left corner in `crs`, which must be projected, in metres and true to scale (in UTM the default
-    lies where the scale is 1); `adoption` is the part of the buildings with modules.  `progress(done, all)` hears of
-    every cell of 512 px.  Memory does not grow with the size of the raster; the same arguments give the same pixels.
+    lies where the scale is 1); `adoption` is the part of the buildings with modules, and `clumping`, from 0 to below 1,
+    how alike those of a street are (see `Town`).  `progress(done, all)` hears of every cell of 512 px.  Memory does not
+    grow with the size of the raster; the same arguments give the same pixels.
 
-    Raises InputError (size, gsd, adoption), GeoError (crs) and OutputError (a folder or disk that cannot be written).
+    Raises InputError (size, gsd, adoption, clumping), GeoError (crs) and OutputError (a folder or disk that cannot be
+    written).
     """
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
     if not (1 <= height <= 200_000 and 1 <= width <= 200_000):
@@ -72,12 +75,14 @@ def write_town(
         raise InputError(f"a town has a ground sampling distance of 0.05 to 3 m, not {gsd_m}")
     if not 0 <= adoption <= 1:
         raise InputError(f"adoption is a part of the buildings, 0 to 1, not {adoption}")
+    if not 0 <= clumping < 1:
+        raise InputError(f"clumping is a correlation, 0 to below 1, not {clumping}")
     system = projected(crs)
     image_path = Path(path)
     files = [image_path, *(image_path.with_name(image_path.stem + end) for end in ("_mask.tif", "_panels.gpkg"))]
     # Written under other names first, so that a run that dies leaves nothing that looks finished.
     drafts = [file.with_name(f".{file.stem}.part{file.suffix}") for file in files]
-    town = Town(mix(seed, 0x70), adoption=adoption, angle=Random(mix(seed, 0x71)).uniform(-0.3, 0.3))
+    town = Town(mix(seed, 0x70), adoption=adoption, clumping=clumping, angle=Random(mix(seed, 0x71)).uniform(-0.3, 0.3))
     common = {
         "driver": "GTiff", "height": height, "width": width, "dtype": "uint8", "crs": system, "tiled": True,
         "transform": from_origin(*origin, gsd_m, gsd_m), "blockxsize": CELL_PX, "blockysize": CELL_PX,
