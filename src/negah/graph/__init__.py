@@ -1,4 +1,4 @@
-"""Neighbours without order: layers of message passing on plain tensors, and graphs to run them on."""
+"""Neighbours without order: layers of message passing on plain tensors, graphs to run them on, an auditor of them."""
 
 from negah.graph.csr import CSR
 from negah.graph.edges import Edges

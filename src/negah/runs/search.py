@@ -20,6 +20,7 @@ from negah.language.load import load_both
 from negah.language.retrieval import Index
 from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
+from negah.language.zeroshot import AERIAL, prototypes
 from negah.runs.record import compute_device, digest
 
 BATCH = 64
@@ -77,6 +78,38 @@ def search(
         for query, numbers, scores in zip(queries, found.numbers.tolist(), found.scores.tolist())
     ]
     return Result(len(whole), looked_at, hits, failures)
+
+
+@dataclass(frozen=True)
+class Classified:
+    """chances: (name of a picture, probability of each class), which sum to 1.  failures: (name, reason)."""
+
+    classes: tuple[str, ...]
+    chances: list[tuple[str, list[float]]]
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def classify(
+    classes: Sequence[str], images: Sequence[str | Path], *, model: str, vocabulary: Path | None = None,
+    templates: Sequence[str] = AERIAL, progress: Progress = lambda stage, done, total: None,
+) -> Classified:  # fmt: skip
+    """To which of some classes, which are words, each picture belongs: zero-shot, see `negah.language.zeroshot`.
+
+    A picture of none of them belongs to one nevertheless.  Raises as `search` does.
+    """
+    if len(classes) < 2:
+        raise InputError("give at least two classes: a picture is compared with all of them")
+    clip, tokens = described_by(model, vocabulary)
+    for name in classes:
+        check_words(name, tokens, called="the class")
+    sources = find_sources(images)
+    clip = clip.to(compute_device())
+    whole, _, failures = indexed(clip, sources, None, progress)
+    if not len(whole):
+        raise InputError(f"none of {len(sources)} pictures can be read (first: {failures[0][1]})")
+    words = prototypes(clip, tokens, classes, templates).cpu()
+    chances = (clip.log_scale.detach().exp().cpu() * whole.vectors @ words.T).softmax(1)
+    return Classified(tuple(classes), list(zip(whole.names, chances.tolist())), failures)
 
 
 def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP | CoCa, Tokenizer]:

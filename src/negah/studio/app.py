@@ -76,9 +76,12 @@ def build(work: Work) -> Any:
         import gradio as gr
     except ImportError as error:
         raise InputError("the studio needs the extra: pip install 'negah[studio]'") from error
-    from negah.studio import imagine, look, survey
+    from negah.studio import attack, describe, imagine, look, neighbours, survey
 
-    rooms = {"Survey": survey.room, "Look": look.room, "Imagine": imagine.room}
+    rooms = {
+        "Survey": survey.room, "Look": look.room, "Attack": attack.room, "Describe": describe.room,
+        "Imagine": imagine.room, "Neighbours": neighbours.room,
+    }  # fmt: skip
     with gr.Blocks(title="negah studio", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.HTML(
             "<h1><b>negah</b> studio</h1><p>Solar panels in aerial pictures, and what models see. "
@@ -124,19 +127,17 @@ def served(*, port: int | None = None, upload_mb: int = 1000) -> Iterator[str]:
         )
         work = Work(Path())
         page = build(work)
-        from starlette.middleware import Middleware
-
         from negah.studio.theme import CSS, theme
 
         os.chdir(home)
         try:
             page.queue(max_size=64, default_concurrency_limit=8, api_open=False)
             try:
-                *_, = page.launch(
+                page.launch(
                     server_name=HOST, server_port=port if port is not None else free_port(), share=False, quiet=True,
                     prevent_thread_lock=True, show_error=True, ssr_mode=False, num_workers=0, footer_links=[],
                     max_file_size=upload_mb * MEGABYTE, theme=theme(), css=CSS, run_history=False,
-                    app_kwargs={"middleware": [Middleware(Guard, most=upload_mb * MEGABYTE + FORM)],
+                    app_kwargs={"middleware": [(Guard, (), {"most": upload_mb * MEGABYTE + FORM})],
                                 "docs_url": None, "redoc_url": None},
                 )  # fmt: skip
             except OSError as error:

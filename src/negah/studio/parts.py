@@ -12,6 +12,9 @@ from negah.errors import InputError
 from negah.runs.page import picture_uri
 from negah.studio.work import Done, Failed, Progress, Step, Work
 
+LISTED = 12  # failures that are told one by one
+GREY = "#7d858d"  # letters of a plot, which has no background of its own
+
 
 class Controls(NamedTuple):
     """The buttons of a job, and the line below them (components of Gradio)."""
@@ -80,6 +83,25 @@ def downloads() -> Any:
     return gr.File(label="Files", file_count="multiple", visible=False, interactive=False, elem_classes="files")
 
 
+def files(folder: Path, names: Sequence[str] = ()) -> Any:
+    """`downloads` with the files of a folder; with `names`, those of them that are there."""
+    import gradio as gr
+
+    paths = [folder / name for name in names] or sorted(folder.iterdir())
+    return gr.update(value=[str(path) for path in paths if path.is_file()], visible=True)
+
+
+def on_any_ground(axis: Any) -> None:
+    """Let a plot be read on light and on dark ground: no background, and letters in a grey between them."""
+    axis.figure.patch.set_alpha(0)
+    axis.patch.set_alpha(0)
+    axis.tick_params(colors=GREY)
+    for spine in axis.spines.values():
+        spine.set_color(GREY)
+    for text in (axis.xaxis.label, axis.yaxis.label, *(axis.get_legend().get_texts() if axis.get_legend() else ())):
+        text.set_color(GREY)
+
+
 def status(told: Step | Done[Any] | Failed) -> str:
     """How a job is told of, as HTML; nothing when it is done."""
     if isinstance(told, Done):
@@ -124,6 +146,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def heading(text: str) -> str:
+    """A line above a group of results."""
+    return f"<h3>{html.escape(text)}</h3>"
+
+
+def failed(failures: Sequence[tuple[str, str]]) -> str:
+    """What could not be read, and why; nothing where everything could."""
+    if not failures:
+        return ""
+    more = f"<p>and {len(failures) - LISTED:,} more</p>" if len(failures) > LISTED else ""
+    return heading("Could not be read") + table(("what", "why"), failures[:LISTED]) + more
 
 
 def sheet(pictures: Sequence[tuple[UInt8[ndarray, "h w 3"], str, str]], *, cell: int = 170) -> str:

@@ -29,7 +29,6 @@ TYPES = [
     ".pgw",
     ".xml",
 ]
-LISTED = 12  # failures that are told one by one
 
 
 def room(work: Work) -> None:
@@ -86,14 +85,9 @@ def prepare(
 
 def shown(summary: Summary) -> list[Any]:
     """Figures, report and files of a survey."""
-    import gradio as gr
-
-    files = [str(summary.out / name) for name in NAMES if (summary.out / name).is_file()]
     text = parts.facts(totals(summary))
-    if summary.failures:
-        rows = [(failure.source, failure.reason) for failure in summary.failures[:LISTED]]
-        text += parts.table(("could not be read", "why"), rows)
-    return [text, parts.framed(summary.report, "Report of the survey"), gr.update(value=files, visible=True)]
+    text += parts.failed([(failure.source, failure.reason) for failure in summary.failures])
+    return [text, parts.framed(summary.report, "Report of the survey"), parts.files(summary.out, NAMES)]
 
 
 def town(folder: Path) -> Callable[[Progress], Path]:

@@ -18,7 +18,7 @@ LIGHT = {
     "body_text_color": "#1c2024", "body_text_color_subdued": "#5d646c", "border_color_primary": "#e3e0d8",
     "border_color_accent": "#b36b00", "color_accent_soft": "#f3dfba", "link_text_color": "#8f5600",
     "block_background_fill": "#ffffff", "block_label_text_color": "#5d646c", "input_background_fill": "#ffffff",
-    "input_border_color": "#cfcabd", "input_placeholder_color": "#6d747c",
+    "input_border_color": "#cfcabd", "input_border_width": "1px", "input_placeholder_color": "#6d747c",
     "button_primary_background_fill": "#8f5600", "button_primary_background_fill_hover": "#744600",
     "button_primary_text_color": "#ffffff", "button_primary_border_color": "#8f5600",
     "button_secondary_background_fill": "#f4f2ec", "button_secondary_background_fill_hover": "#eae6dc",
@@ -32,7 +32,7 @@ DARK = {
     "body_text_color": "#e9e7e2", "body_text_color_subdued": "#a5abb2", "border_color_primary": "#2b3036",
     "border_color_accent": "#f2b544", "color_accent_soft": "#4a3a17", "link_text_color": "#f2b544",
     "block_background_fill": "#1a1e22", "block_label_text_color": "#a5abb2", "input_background_fill": "#131619",
-    "input_border_color": "#3a4148", "input_placeholder_color": "#8c939a",
+    "input_border_color": "#3a4148", "input_border_width": "1px", "input_placeholder_color": "#8c939a",
     "button_primary_background_fill": "#f2b544", "button_primary_background_fill_hover": "#ffcb66",
     "button_primary_text_color": "#1b1607", "button_primary_border_color": "#f2b544",
     "button_secondary_background_fill": "#262c32", "button_secondary_background_fill_hover": "#30373e",
@@ -53,7 +53,8 @@ CSS = """
 #masthead p { margin: 2px 0 0; color: var(--body-text-color-subdued); font-size: 15px; max-width: 70ch; }
 .lead, .lead p { color: var(--body-text-color-subdued) !important; font-size: 15px; max-width: 90ch; }
 .lead p { margin: 0 !important; padding: 2px; }
-.results h3 { margin: 18px 0 0; font-size: 16px; }
+.results h3 { margin: 20px 0 8px !important; font-size: 16px; }
+.results h3:first-child { margin-top: 2px !important; }
 .files button[aria-label^=Remove], .files button[aria-label^=Clear] { display: none; }
 button[role=tab] { font-size: 15.5px !important; }
 :focus-visible { outline: 2px solid var(--border-color-accent) !important; outline-offset: 2px; }
@@ -83,10 +84,24 @@ button[role=tab] { font-size: 15.5px !important; }
   background: var(--background-fill-secondary); }
 .sheet p { margin: 5px 0 0; font-size: 14px; line-height: 1.4; overflow-wrap: anywhere; }
 .sheet p small { display: block; font-size: 13px; color: var(--body-text-color-subdued); }
-.plain { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-.plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border-top: 1px solid var(--border-color-primary);
-  vertical-align: top; }
-.plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
+.stars { display: flex; flex-wrap: wrap; gap: 10px 34px; }
+.stars figure { margin: 0; width: min(100%, 270px); } .stars figcaption { font-size: 15px; }
+.stars svg, svg.graph { width: 100%; height: auto; display: block; }
+.stars line, .graph line { stroke: var(--body-text-color-subdued); stroke-opacity: .6; stroke-width: 1.5; }
+.stars text, .graph text { font-size: 13px; text-anchor: middle; fill: var(--body-text-color); }
+.stars text.small { font-size: 12px; fill: var(--body-text-color-subdued); }
+.stars circle, .graph circle { fill: var(--background-fill-secondary); stroke: var(--body-text-color-subdued); }
+.stars circle.node, .graph circle.node { stroke: var(--border-color-accent); stroke-width: 2; }
+.graph circle.bad { stroke: #c2382b; stroke-width: 3; stroke-dasharray: 5 3; }
+.stars circle.m0 { fill: #f3c969; } .stars circle.m1 { fill: #9cc3e6; } .stars circle.m2 { fill: #b9d99a; }
+.stars circle.m3 { fill: #e3a9c0; } .stars circle.m4 { fill: #c9b7e4; } .stars circle.m5 { fill: #d6cfc0; }
+.stars [class^=m] + text { fill: #1c2024; }
+.plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
+.prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px;
+  font-variant-numeric: tabular-nums; }
+.prose .plain th, .prose .plain td, .plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border: 0;
+  border-top: 1px solid var(--border-color-primary); vertical-align: top; }
+.prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
   .gradio-container { padding: 0 12px 32px !important; }
   #masthead { padding: 14px 0 2px; }
