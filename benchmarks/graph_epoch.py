@@ -12,7 +12,7 @@ torch-geometric in two forms: "edge list", the edge index that its layers take a
 normalisation kept (cached=True); and "sparse matrix", the transposed adjacency as a CSR tensor of torch, which its
 documentation recommends for memory.  Neither torch-sparse nor pyg-lib is installed: where they are, it can be faster.
 Ratios are ours over that of its faster form (time) and its smaller one (memory) in that setting.  Cora's words are a
-dense matrix there, as its data set gives them, and sparse here, as `read_planetoid` gives them; "negah, dense words"
+dense matrix there, as its data set gives them, and sparse here, as `read_planetoid` gives them; "negah dense words"
 tells what that alone is worth.
 
 Speed: the contestants take turns in one process, and each round gives a ratio; medians of those, by the clock and by
@@ -45,12 +45,8 @@ from negah.lab.costs import highest
 
 NAME = "graph_epoch"
 GRAPHS, MODELS = ("cora", "generated"), ("gcn", "sage")
-OURS, DENSE, LISTED, SPARSE = (
-    "negah",
-    "negah, dense words",
-    "torch-geometric, edge list",
-    "torch-geometric, sparse matrix",
-)
+OURS, DENSE = "negah", "negah dense words"
+LISTED, SPARSE = "torch-geometric edge list", "torch-geometric sparse matrix"
 NODES, EDGES, FEATURES, CLASSES = 100_000, 1_000_000, 64, 10
 SEED, EPOCHS = 0, 3
 Step = Callable[[], object]
