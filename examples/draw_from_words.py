@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from negah.diffusion.generate import generate
-from negah.diffusion.load import load
+from negah.diffusion import generate, load
 from negah.runs import IMAGINER
 from negah.runs.generate import save_picture, sheet
 

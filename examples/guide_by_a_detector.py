@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 
 from negah import probe
-from negah.diffusion.generate import generate
+from negah.diffusion import generate, load
 from negah.diffusion.guidance import universal
-from negah.diffusion.load import load
 from negah.runs import IMAGINER
 from negah.runs.generate import save_picture, sheet, sized
 

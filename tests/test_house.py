@@ -1,10 +1,14 @@
 """The house itself: what a checkout promises to whoever clones, installs or reads it."""
 
 import ast
+import importlib
 import importlib.util
+import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from itertools import pairwise
@@ -278,3 +282,31 @@ def test_a_figure_is_written_from_its_source(hooks, tmp_path):
 def test_a_method_is_shown_in_its_own_words(hooks):
     page = hooks.on_page_markdown("# SimCLR\n\n<!-- docstring: negah.ssl.simclr -->\n")
     assert "arXiv:2002.05709" in page and "\n    loss = mean_i" in page and "<!--" not in page
+
+
+# The rooms as one library
+
+
+LOADERS = ["probe", "weights", "language", "diffusion"]
+
+
+@pytest.mark.parametrize("room", LOADERS)
+def test_rooms_load_and_save_alike(room):
+    module = importlib.import_module(f"negah.{room}")
+    load = inspect.signature(module.load)
+    first = next(iter(load.parameters.values()))
+    assert first.name == "name_or_path" and first.annotation == str | Path
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in list(load.parameters.values())[1:])
+    assert load.parameters["device"].default == "cpu"
+    if hasattr(module, "save"):
+        save = inspect.signature(module.save)
+        assert list(save.parameters)[1] == "path" and save.return_annotation is Path
+
+
+def test_importing_negah_imports_no_room():
+    code = "import sys, negah; assert not {'torch', 'numpy'} & set(sys.modules); print(negah.__all__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "['__version__']", done.stderr
+    for room in ROOMS:
+        module = importlib.import_module(f"negah.{room}")
+        assert all(hasattr(module, name) for name in getattr(module, "__all__", []))

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from negah.diffusion import load as loading
 from negah.diffusion.load import chosen, load
 from negah.diffusion.lora import EMBEDDINGS
 from negah.diffusion.model import TextToImage
 from negah.errors import NegahError, WeightsError
+
+loading = sys.modules["negah.diffusion.load"]  # the file, whose name in the room is that of its function
 
 diffusers = pytest.importorskip("diffusers")
 

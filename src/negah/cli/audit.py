@@ -63,7 +63,10 @@ def tell(found: dict[str, Any]) -> None:
     if found["verdict"] == "certified":
         if found["derivation"]:
             show.table(
-                [(s["line"], s["expression"], s["axes"], s["kind"]) for s in found["derivation"]],
+                [
+                    (f"{s['file']} {s['line']}".strip(), s["expression"], s["axes"], s["kind"])
+                    for s in found["derivation"]
+                ],
                 header=("line", "expression", "axes", "what it is"),
                 title="Permuting the messages permutes the axis n of every line, and nothing else",
             )

@@ -70,12 +70,13 @@ class NoisyClassifier(nn.Module):
         """log p(label | x), for `guidance.classifier`."""
         return self(x, sigma).log_softmax(1).gather(1, label[:, None])[:, 0]
 
-    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """config.json and model.safetensors, in an existing or a new folder."""
+    def save(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> Path:
+        """config.json and model.safetensors, in an existing or a new folder, which is returned."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config, folder / "config.json")
         state = {name: value.detach().to(dtype).contiguous() for name, value in self.state_dict().items()}
         write_tensors(state, folder / "model.safetensors", {})
+        return folder
 
     @classmethod
     def load(cls, folder: Path) -> "NoisyClassifier":

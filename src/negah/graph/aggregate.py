@@ -9,11 +9,15 @@ maximum goes through the neighbours the same way on a CPU.  Where a linear map W
 the same, and `mapped` takes the narrower of the two.
 """
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from negah.graph.csr import CSR, Pattern
+from negah.graph.csr import CSR, Pattern, entrywise, multiply
 from negah.graph.edges import Edges
 from negah.nn.linear import product
 
@@ -52,28 +56,85 @@ def _largest(p: Pattern, h: Float[Tensor, "column width"]) -> Float[Tensor, "row
     return h.new_zeros(p.shape[0], h.shape[1]).scatter_reduce(0, rows, messages, "amax", include_self=False)
 
 
-def neighbour_softmax(scores: Float[Tensor, "edge head"], edges: Edges) -> Float[Tensor, "edge head"]:
-    """exp(score) of each edge over the sum of those that lead to the same node, by weight: w exp(s) / sum w exp(s).
+def neighbour_attention(
+    h: Float[Tensor, "node head width"], own: Float[Tensor, "node head"], others: Float[Tensor, "node head"],
+    edges: Edges, *, slope: float = 0.2, dropout: float = 0.0,
+) -> Float[Tensor, "node head width"]:  # fmt: skip
+    """Averages of h over the neighbours by shares alpha, for each head; 0 for nodes without any.
 
-    scores are in the order of `edges.index`.  An edge of weight 0 counts as none.
+    For an edge of weight w from j to i, with a softmax over the edges that lead to i,
+
+        s = LeakyReLU(own_i + others_j)        alpha = w exp(s) / sum w exp(s)
+
+    Everything that is there for each edge has the width of the heads, not of h.  With t the gradient of a share less
+    the mean of i's gradients by shares, those of s and w are alpha t and t exp(s) / sum; gradients of the first order.
+
+    Args:
+        slope: of LeakyReLU below 0.
+        dropout: of the shares, which are not brought back to a sum of 1; drawn from torch's global generator.
+
+    Raises InputError for negative weights.
     """
-    edges = edges.typed(scores.dtype)
-    with torch.no_grad():  # any shift leaves the result alone; the largest keeps exp from overflowing
-        top = edges.into.T @ _largest(edges.into.pattern, scores)
-    grown = (scores - top).exp()
-    if edges.weights is not None:
-        edges.check_not_negative("attention")
-        grown = grown * edges.weights.to(grown.dtype)[:, None]
-    total = edges.into @ grown
-    return grown / (edges.into.T @ total.where(total > 0, 1))
+    edges.check_not_negative("attention")
+    edges = edges.typed(h.dtype)
+    h, own, others = (part.to(edges.dtype) for part in (h, own, others))
+    kept = torch.rand(len(edges), h.shape[1], device=h.device) >= dropout if dropout else None
+    return _Attention.apply(edges, h, own, others, edges.weights, kept, 1 / (1 - dropout), slope)  # pyright: ignore[reportReturnType]
 
 
-def neighbour_average(
-    h: Float[Tensor, "node head width"], shares: Float[Tensor, "edge head"], edges: Edges
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, edges: Edges, h: Tensor, own: Tensor, others: Tensor, weights: Tensor | None, kept: Tensor | None,
+        scale: float, slope: float,
+    ) -> Tensor:  # fmt: skip
+        p = edges.pattern
+        raw = own.index_select(0, p.rows).add_(others.index_select(0, p.columns))
+        s = F.leaky_relu(raw, slope)
+        if weights is not None:  # an edge that counts for nothing must not be the largest either
+            s.masked_fill_((weights == 0)[:, None], -torch.inf)
+        # Any shift leaves the shares alone; the largest keeps exp from overflowing.
+        top = _largest(edges.into.pattern, s).clamp_(min=torch.finfo(s.dtype).min)
+        shares = s.sub_(top.index_select(0, p.rows)).exp_()
+        grown = shares if weights is None else shares * weights[:, None]
+        total = multiply(edges.into, grown)
+        shares.div_(total.where(total > 0, 1).index_select(0, p.rows))
+        ctx.edges, ctx.scale, ctx.slope = edges, scale, slope
+        ctx.save_for_backward(h, raw < 0, shares, weights, kept)
+        return _average(p, _used(shares, weights, kept, scale), h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,), (h, low, shares, weights, kept), edges = grads, ctx.saved_tensors, ctx.edges
+        p, (flipped, order) = edges.pattern, edges.pattern.transposed
+        used = _used(shares, weights, kept, ctx.scale)
+        d_h = _average(flipped, used.index_select(0, order), g)
+        t = entrywise(p, g, h)
+        if kept is not None:
+            t.mul_(kept).mul_(ctx.scale)
+        alpha = shares if weights is None else shares * weights[:, None]
+        t.sub_(multiply(edges.into, alpha * t).index_select(0, p.rows))
+        d_weights = (shares * t).sum(1) if ctx.needs_input_grad[4] else None
+        d_s = t.mul_(alpha)
+        d_s.mul_(low.to(d_s.dtype).mul_(ctx.slope - 1).add_(1))
+        d_own, d_others = multiply(edges.into, d_s), multiply(edges.out_of, d_s)
+        return None, d_h, d_own, d_others, d_weights, None, None, None
+
+
+def _used(shares: Tensor, weights: Tensor | None, kept: Tensor | None, scale: float) -> Tensor:
+    """Shares after weights and dropout."""
+    if weights is not None:
+        shares = shares * weights[:, None]
+    return shares if kept is None else (shares * scale).mul_(kept.view(torch.uint8))
+
+
+def _average(
+    pattern: Pattern, shares: Float[Tensor, "edge head"], h: Float[Tensor, "node head width"]
 ) -> Float[Tensor, "node head width"]:
-    """Sum over the neighbours by shares of each edge and head, in the order of `edges.index`; both get gradients."""
-    heads = [CSR(edges.pattern, shares[:, k]) @ h[:, k] for k in range(h.shape[1])]
-    return torch.stack(heads, 1)
+    """A product for each head."""
+    heads = zip(shares.T.contiguous(), h.transpose(0, 1).contiguous())
+    return torch.stack([multiply(CSR(pattern, share), part) for share, part in heads], 1)
 
 
 def mapped(matrix: CSR, h: Features, weight: Float[Tensor, "outer inner"]) -> Float[Tensor, "node outer"]:

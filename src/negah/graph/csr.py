@@ -19,7 +19,7 @@ from torch import Tensor
 
 from negah.errors import InputError
 
-CHUNK = 2**22  # numbers held at once where entries have to be gone through: 16 MB in fp32
+CHUNK = 2**17  # numbers held at once where entries have to be gone through: 0.5 MB in fp32, which stays in a cache
 WIDE = 64  # from here on torch's own product is faster than MKL's, on the one processor where both were measured
 MOST = 2**31 - 1  # what 32-bit indices can count
 
@@ -137,8 +137,8 @@ def _offsets(rows: Int[Tensor, " entries"], count: int) -> Int[Tensor, " offsets
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
 
 
-def _multiply(matrix: CSR, x: Float[Tensor, "column width"]) -> Float[Tensor, "row width"]:
-    """The product; half precision is added up in fp32, which no library of torch's does in half for sparse matrices."""
+def multiply(matrix: CSR, x: Float[Tensor, "column width"]) -> Float[Tensor, "row width"]:
+    """The product without a gradient; half precision is added up in fp32, as no library of torch does it otherwise."""
     dtype = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     how = ("sum",) if x.device.type == "cpu" and x.shape[1] >= WIDE else ()
     with torch.autocast(x.device.type, enabled=False):
@@ -150,7 +150,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, matrix: CSR, values: Tensor, x: Tensor) -> Tensor:
         ctx.matrix = matrix
         ctx.save_for_backward(values, x if values.requires_grad else None)
-        return _multiply(matrix, x.detach())
+        return multiply(matrix, x.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
@@ -169,12 +169,12 @@ class _Product(torch.autograd.Function):
 
 
 def entrywise(
-    pattern: Pattern, left: Float[Tensor, "row width"], right: Float[Tensor, "column width"]
-) -> Float[Tensor, " entries"]:
-    """left_row(e) . right_column(e) of each entry e, some at a time."""
-    step = max(1, CHUNK // max(1, left.shape[1]))
+    pattern: Pattern, left: Float[Tensor, "row *head width"], right: Float[Tensor, "column *head width"]
+) -> Float[Tensor, "entry *head"]:
+    """left_row(e) . right_column(e) of each entry e, and of each head, some entries at a time."""
+    step = max(1, CHUNK // max(1, left[0].numel()))
     parts = [
-        (left.index_select(0, rows) * right.index_select(0, columns)).sum(1)
+        (left.index_select(0, rows) * right.index_select(0, columns)).sum(-1)
         for rows, columns in zip(pattern.rows.split(step), pattern.columns.split(step))
     ]
-    return torch.cat(parts) if parts else left.new_zeros(0)
+    return torch.cat(parts) if parts else left.new_zeros(0, *left.shape[1:-1])

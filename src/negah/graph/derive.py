@@ -21,6 +21,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,15 +51,19 @@ STEPS = 20_000
 
 @dataclass(frozen=True)
 class Step:
-    """A line of a derivation: where, the expression, what kind of operation it is, the axes of its value."""
+    """A line of a derivation: where, the expression, what kind of operation it is, the axes of its value.
 
+    file: its name, where it is another one than that of the function that was asked about.
+    """
+
+    file: str
     line: int
     expression: str
     kind: str
     axes: str
 
     def __str__(self) -> str:
-        return f"line {self.line}: {self.expression}  ->  {self.axes}  ({self.kind})"
+        return f"{self.file or 'line'} {self.line}: {self.expression}  ->  {self.axes}  ({self.kind})"
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,11 @@ def derive(f: Callable[..., Any], width: int) -> Derivation:
         except Raised:
             pass  # it refuses such n, in every order
         except Unproved as problem:
-            return Derivation(steps, f"line {reader.line}: {problem}" if reader.line else str(problem))
+            return Derivation(steps, f"{reader.where()}: {problem}" if reader.line else str(problem))
         except RecursionError:
             return Derivation(steps, "it is nested too deeply to be read")
         except Exception as problem:  # of arguments that no rule foresaw: they cost the certificate, and no more
-            return Derivation(steps, f"line {reader.line}: {type(problem).__name__} while it was read: {problem}")
+            return Derivation(steps, f"{reader.where()}: {type(problem).__name__} while it was read: {problem}")
         steps += [step for step in reader.steps if step not in steps]
         waiting += [
             (*reader.made[:i], not reader.made[i]) for i in range(len(choices), len(reader.made))
@@ -196,7 +201,11 @@ class Reader:
         self.steps: list[Step] = []
         self.line = self.depth = self.count = 0
         self.inside = 0  # calls of torch's own Python functions that are being read
-        self.text = ""
+        self.text = self.file = self.home = ""
+
+    def where(self) -> str:
+        """The place that is being read."""
+        return f"{self.file if self.file != self.home else 'line'} {self.line}"
 
     # Calls
 
@@ -268,7 +277,8 @@ class Reader:
             if not ends and about in ("symmetric reduction", "sorting along the set"):
                 about = "row by row"
             shown = " and ".join(map(str, found)) if isinstance(found, tuple) else str(found)
-            self.steps.append(Step(self.line, self.text, about, shown))
+            file = "" if self.file == self.home else self.file
+            self.steps.append(Step(file, self.line, self.text, about, shown))
 
     def function(self, function: types.FunctionType, args: list[Any], given: dict[str, Any]) -> Any:
         """A Python function, read in its source."""
@@ -294,8 +304,14 @@ class Reader:
         keywords = {name: lift(value) for name, value in (function.__kwdefaults__ or {}).items()}
         theirs = function.__module__.partition(".")[0] == "torch"
         self.inside += theirs
+        before = self.file, self.line
+        if not self.inside:
+            self.file = Path(function.__code__.co_filename).name
+            self.home = self.home or self.file
         value = self.enter(node, Scope({}, outer), defaults, keywords, args, given)
         self.inside -= theirs
+        if not self.inside:
+            self.file, self.line = before
         return value
 
     def enter(
@@ -608,8 +624,9 @@ class Reader:
                 found = Unknown() if not isinstance(left, Term) and not isinstance(right, Term) else (
                     self.binary(op, left, right)
                 )  # fmt: skip
-            elif type(left) in PLAIN and type(right) in PLAIN and type(op) in (ast.Eq, ast.NotEq):
-                found = BINARY[type(op)][1](left, right)
+            elif type(op) in (ast.Eq, ast.NotEq) and type(left) in PLAIN and type(right) in PLAIN:
+                known = settled(left) and settled(right)
+                found = BINARY[type(op)][1](left, right) if known else Unknown()
             else:
                 found = self.binary(op, left, right)
             if len(ops) > 1 and not self.truth(found):
@@ -670,8 +687,10 @@ class Reader:
         """owner.name, found without running anything."""
         if isinstance(owner, Term):
             return self.of_tensor(owner, name)
-        if isinstance(owner, Ties | Unknown):
-            raise Unproved(f".{name} of what is not known")
+        if isinstance(owner, Unknown):
+            return Unknown()  # of a device, its type
+        if isinstance(owner, Ties):
+            raise Unproved("which of several equal messages comes first follows their order")
         if isinstance(owner, types.ModuleType):
             if type(owner) is not types.ModuleType or name not in vars(owner):
                 raise Unproved(f"{owner.__name__}.{name} is not understood")
@@ -728,7 +747,7 @@ class Reader:
             return tuple(length(axis) for axis in owner.axes)
         if name == "ndim":
             return len(owner.axes)
-        if name in ("dtype", "device"):
+        if name in ("dtype", "device", "requires_grad", "is_cuda"):
             return Unknown()
         if name in ("T", "mT"):
             if len(owner.axes) != 2:
@@ -742,6 +761,18 @@ class Reader:
 def length(axis: Any) -> int | Unknown:
     """What `len` and `shape` say of an axis."""
     return Length(axis) if isinstance(axis, Bag) else Unknown() if axis is None else axis
+
+
+def settled(value: Any) -> bool:
+    """Whether a plain value is known; a shape with an axis for the set is not.  Unproved where tensors are inside."""
+    if isinstance(value, Unknown):
+        return False
+    if isinstance(value, tuple | list):
+        inside = [settled(one) for one in value]  # each is looked at: a tensor may stand behind what is not known
+        return all(inside)
+    if type(value) not in PLAIN or type(value) in (dict, slice):
+        raise Unproved(f"comparing {kind(value)} is not understood")
+    return True
 
 
 def kind(value: Any) -> str:

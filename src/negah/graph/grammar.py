@@ -78,7 +78,7 @@ def parse(text: str) -> Expression:
 def check(node: ast.expr) -> None:
     """Raises InputError for anything that is not in the grammar."""
     match node:
-        case ast.Constant(value=value) if type(value) in (int, float) and abs(value) <= 1e9:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool) and abs(value) <= 1e9:
             return
         case ast.Name(id="h" | "messages" | "n" | "positions"):
             return
@@ -103,7 +103,7 @@ def check(node: ast.expr) -> None:
 def value_of(node: ast.expr, names: dict[str, Any], call: Call) -> Any:
     """The value of a checked expression."""
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int() | float() as value):
             return float(value)
         case ast.Name(id="positions"):
             count = call("arange", names["n"])

@@ -24,7 +24,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -33,14 +32,12 @@ from negah.graph.aggregate import (
     Features,
     linear,
     mapped,
-    neighbour_average,
+    neighbour_attention,
     neighbour_max,
-    neighbour_softmax,
     neighbour_sum,
 )
 from negah.graph.csr import CSR
 from negah.graph.edges import Edges
-from negah.nn.dropout import dropout
 
 
 class Update(nn.Module):
@@ -146,12 +143,14 @@ class GAT(nn.Module):
         """Features [node, inner] to [node, heads * outer], or [node, outer] with join "mean"."""
         check(h, edges, self.weight.shape[1])
         edges = edges.typed(kind(h)).with_loops
-        mapped_h = linear(h, self.weight).unflatten(1, (self.heads, -1))
-        own, others = (mapped_h * self.from_own).sum(2), (mapped_h * self.from_others).sum(2)
-        scores = edges.into.T @ own + edges.out_of.T @ others
-        shares = neighbour_softmax(F.leaky_relu(scores, self.slope), edges)
-        shares = dropout(shares, self.dropout, self.training)
-        out = neighbour_average(mapped_h, shares, edges)
+        # a . W h is (a W) . h, so that all comes out of one product.
+        each = self.weight.unflatten(0, (self.heads, -1))
+        scorers = [(part[:, :, None] * each).sum(1) for part in (self.from_own, self.from_others)]
+        sizes = [len(self.weight), self.heads, self.heads]
+        z, own, others = linear(h, torch.cat([self.weight, *scorers])).split(sizes, 1)
+        z = z.unflatten(1, (self.heads, -1))
+        rate = self.dropout if self.training else 0.0
+        out = neighbour_attention(z, own, others, edges, slope=self.slope, dropout=rate)
         return (out.flatten(1) if self.join == "concat" else out.mean(1)) + self.bias
 
 

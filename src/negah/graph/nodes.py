@@ -46,7 +46,7 @@ class NodeData:
 
     features: Features
     edges: Edges
-    labels: Int[Tensor, " node"]
+    labels: Int[Tensor, " label"]
     classes: int
     train: Int[Tensor, " train"]
     val: Int[Tensor, " val"]

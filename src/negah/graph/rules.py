@@ -417,7 +417,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Term:
     return out if bias is None else broadcast([out, term(bias)])
 
 
-@rule("addmm", "product")
+@rule("addmm baddbmm", "product")
 def addmm(input: Any, mat1: Any, mat2: Any, **given: Any) -> Term:
     """input + mat1 mat2."""
     only("beta alpha", given)
@@ -520,7 +520,9 @@ def transpose(input: Any, dim0: Any, dim1: Any) -> Term:
 def t(input: Any) -> Term:
     """Of a matrix."""
     x = term(input)
-    return Term(x.axes[::-1]) if len(x.axes) <= 2 else transpose(x, 0, 9)
+    if len(x.axes) > 2:
+        raise Unproved("it is for matrices")
+    return Term(x.axes[::-1])
 
 
 @rule("permute", "axes in another order")
@@ -551,23 +553,29 @@ def axis_of(size: Any) -> Axis:
 
 @rule("reshape view", "rows in another shape")
 def reshape(input: Any, *shape: Any) -> Term:
-    """Without a set any shape; with one in front, only within the rows."""
+    """Without a set any shape; with one, what lies before and behind it keeps its number of entries."""
     x, new = term(input), sizes(shape)
     if not x.ordered:
         return Term(tuple(None if size == -1 or isinstance(size, Unknown) else size for size in new))
-    if not isinstance(x.axes[0], Bag) or any(not isinstance(axis, int) for axis in x.axes[1:]):
-        raise Unproved("it may mix the set's axis with others")
-    width = math.prod(axis for axis in x.axes[1:] if isinstance(axis, int))
-    rest = new[1:]
-    if any(type(size) is not int for size in rest):
-        raise Unproved("it may mix the set's axis with others")
-    if new[0] == Length(x.axes[0]) and rest.count(-1) == 1 and width:
-        known = math.prod(size for size in rest if size != -1)
-        rest = [width // known if size == -1 else size for size in rest] if known and width % known == 0 else []
-    whole = new[0] == Length(x.axes[0]) or new[0] == -1
-    if not whole or -1 in rest or math.prod(rest) != width or not new:
-        raise Unproved("it may mix the set's axis with others")
-    return Term((x.axes[0], *rest))
+    at, bag = next((i, axis) for i, axis in enumerate(x.axes) if isinstance(axis, Bag))
+    places = [i for i, size in enumerate(new) if size == Length(bag)] or [i for i, size in enumerate(new) if size == -1]
+    if len(places) == 1:
+        to = places[0]
+        before, after = matched(x.axes[:at], new[:to]), matched(x.axes[at + 1 :], new[to + 1 :])
+        if before is not None and after is not None and new.count(-1) <= 1:
+            return Term((*before, bag, *after))
+    raise Unproved("it may mix the set's axis with others")
+
+
+def matched(axes: Sequence[Axis], shape: list[Any]) -> list[Axis] | None:
+    """A shape for these ordinary axes, with its -1 filled in; None where it has another number of entries."""
+    if not all(isinstance(axis, int) for axis in axes) or not all(type(size) is int for size in shape):
+        return None
+    entries = math.prod(axis for axis in axes if isinstance(axis, int))
+    known = math.prod(size for size in shape if size != -1)
+    if -1 in shape and known and entries % known == 0:
+        shape = [entries // known if size == -1 else size for size in shape]
+    return [*shape] if math.prod(shape) == entries and -1 not in shape else None
 
 
 @rule("flatten", "rows in another shape")

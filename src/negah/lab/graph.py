@@ -5,6 +5,8 @@ layer made of it is equivariant: f(P H, P A P^T) = P f(H, A).  Averaging over ne
 alike (Li et al. 2018, arXiv:1801.07606), and averaging once helps only where neighbours are alike.
 """
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from negah.errors import InputError
+from negah.graph.audit import Audit, Verdict, audit
 from negah.graph.layers import GAT, GCN, GIN, SAGE, Update
 from negah.graph.nodes import NodeData
 from negah.graph.planetoid import read_planetoid
@@ -34,6 +37,9 @@ from negah.lab.training import Effort, legend
 Row = dict[str, Any]
 
 NODES, FULL_NODES, FULL_STEPS = 1000, 10_000, 400
+VERDICTS: tuple[Verdict, ...] = ("certified", "refuted", "not refuted")
+WIDTH = 4  # of the features that update functions are tried on
+SECONDS = 10.0  # that the auditor searches for a counterexample, at most
 INVALID = 1e-3  # relative change from which it is no rounding
 
 
@@ -56,24 +62,39 @@ def run(out: Path, effort: Effort) -> Page:
 
 
 def valid() -> Panel:
-    """Update functions under all orders of five neighbours."""
-    rows = [
-        {"setting": name, "change": max(largest_change(update, seed=seed) for seed in range(3))}
-        for name, update in updates().items()
+    """Update functions under all orders of five neighbours, and before the auditor."""
+    audits = {name: audit(update, width=WIDTH, seconds=SECONDS) for name, update in updates(WIDTH).items()}
+    rows: list[Row] = [
+        {"setting": name, "change": max(largest_change(update, WIDTH, seed=seed) for seed in range(3))}
+        | {"verdict": audits[name].verdict}
+        for name, update in updates(WIDTH).items()
     ]
     plot, (axis,) = figure(1, width=6.5, height=0.4 * len(rows) + 1)
     dots(axis, rows, {"change": ""}, "largest change over all orders, relative")
     moved = [row["setting"] for row in rows if row["change"] > INVALID]
     rest = [row for row in rows if row["change"] <= INVALID]
+    verdicts = {verdict: [name for name in audits if audits[name].verdict == verdict] for verdict in VERDICTS}
+    told = [
+        f"{verdict}: {', '.join(map(partial(evidence, audits), names))}" for verdict, names in verdicts.items() if names
+    ]
     return Panel(
         name="valid", title="Which update functions are valid?",
         asks="An update makes a node's new features of its own, h, and of its neighbours' messages, m1, m2, .... "
         "Weights and features are drawn at random, and five messages are put into every order there is. What moves "
-        "the output is no function of a set; what moves it by no more than rounding is not refuted by that.",
-        found=f"Refuted: {', '.join(moved) or 'none'}. Not refuted: {', '.join(row['setting'] for row in rest)}; these "
-        f"move by {max(row['change'] for row in rest):.0e} at most.",
-        rows=rows, figure=plot, code=[updates, largest_change],
+        "the output is no function of a set; what moves it by no more than rounding may be one. The auditor goes "
+        "further: it certifies by a derivation, for any number of neighbours, or refutes by the smallest example that "
+        "it finds.",
+        found=f"Moved by another order: {', '.join(moved) or 'none'}. Not moved: "
+        f"{', '.join(row['setting'] for row in rest)}, by {max(row['change'] for row in rest):.0e} at most. The "
+        f"auditor's verdicts: {'; '.join(told)}.",
+        rows=rows, figure=plot, code=[updates, largest_change, audit],
     )  # fmt: skip
+
+
+def evidence(audits: Mapping[str, Audit], name: str) -> str:
+    """The name of what was audited, with the size of the counterexample if there is one."""
+    found = audits[name].counterexample
+    return name if found is None else f"{name} ({len(found.permutation)} messages)"
 
 
 def equivariance() -> Panel:

@@ -65,7 +65,7 @@ def renumbered(
     return features[order], Edges.of(new[edges.index], edges.nodes, edges.weights), order
 
 
-def updates(width: int = 4, *, seed: int = 0) -> dict[str, UpdateFunction]:
+def updates(width: int, *, seed: int = 0) -> dict[str, UpdateFunction]:
     """Update functions by name, of random weights: three candidates, then more of either kind."""
     generator = torch.Generator().manual_seed(seed)
     own, shared, query = (torch.randn(width, width, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -81,7 +81,8 @@ def updates(width: int = 4, *, seed: int = 0) -> dict[str, UpdateFunction]:
         return torch.maximum(own @ h, (messages @ shared.T).amax(0))
 
     def max_by_position(h, messages):
-        return torch.maximum(own @ h, torch.einsum("ndk,nk->nd", each[: len(messages)], messages).amax(0))
+        mine = each[torch.arange(len(messages)).clamp(max=POSITIONS - 1)]
+        return torch.maximum(own @ h, torch.einsum("ndk,nk->nd", mine, messages).amax(0))
 
     def sum_shared(h, messages):
         return torch.relu(own @ h + (messages @ shared.T).sum(0))
@@ -102,7 +103,7 @@ def updates(width: int = 4, *, seed: int = 0) -> dict[str, UpdateFunction]:
     }  # fmt: skip
 
 
-def largest_change(update: UpdateFunction, width: int = 4, *, seed: int = 0, neighbours: int = 5) -> float:
+def largest_change(update: UpdateFunction, width: int, *, seed: int = 0, neighbours: int = 5) -> float:
     """Over all orders of some neighbours: how far the output moves, relative to its largest entry."""
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(width, generator=generator, dtype=torch.float64)

@@ -2,8 +2,8 @@
 
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
-from negah.language.load import load
+from negah.language.load import load, load_both, save
 from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 
-__all__ = ["CLIP", "CoCa", "SimVLM", "Tokenizer", "load"]
+__all__ = ["CLIP", "CoCa", "SimVLM", "Tokenizer", "load", "load_both", "save"]

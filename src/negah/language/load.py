@@ -49,7 +49,7 @@ def load(
     return model_of(read(name_or_path, revision=revision, known=KNOWN), activation=activation).to(device)
 
 
-def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
+def load_both(name_or_path: str | Path, *, vocabulary: Path | None = None) -> tuple[Model, Tokenizer]:
     """A model as `load` gives it, with its tokens: its file's own, those beside it, or of the folder `vocabulary`.
 
     Raises WeightsError where there are no tokens, and where they are another model's.
@@ -71,7 +71,7 @@ def load_both(name_or_path: str, *, vocabulary: Path | None = None) -> tuple[Mod
         tokens = Tokenizer.of_folder(vocabulary, length=length)
     elif "tokens" in checkpoint.negah:
         tokens = tokenizer_of(checkpoint)
-    elif folder := folder_of(name_or_path, ("tokenizer.json", "vocab.json", "merges.txt")):
+    elif folder := folder_of(str(name_or_path), ("tokenizer.json", "vocab.json", "merges.txt")):
         tokens = Tokenizer.of_folder(folder, length=length)
     else:
         raise WeightsError(

@@ -71,10 +71,11 @@ class Index:
             scores, numbers = scores.gather(1, order), numbers.gather(1, order)
         return Found(scores, numbers)
 
-    def save(self, path: Path) -> None:
-        """A .safetensors file, in half precision.  Raises OutputError when it cannot be written."""
+    def save(self, path: Path) -> Path:
+        """A .safetensors file, in half precision; returns its path.  Raises OutputError when it cannot be written."""
         meta = {"format": "pt", "index": json.dumps({"names": self.names, "about": dict(self.about)})}
         write_tensors({"vectors": self.vectors.half()}, path, meta)
+        return path
 
     @classmethod
     def load(cls, path: Path) -> "Index":

@@ -21,17 +21,17 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    return _Masked.apply(x, torch.rand(x.shape) < rate, 1 / (1 - rate))  # pyright: ignore[reportReturnType]
+    return _Masked.apply(x, (torch.rand(x.shape) >= rate).view(torch.uint8), 1 / (1 - rate))  # pyright: ignore[reportReturnType]
 
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dropped: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(dropped)
+    def forward(ctx: Any, x: Tensor, kept: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(kept)
         ctx.scale = scale
-        return (x * scale).masked_fill_(dropped, 0)
+        return (x * scale).mul_(kept)  # masked_fill_ would take three times as long
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (dropped,) = ctx.saved_tensors
-        return _Masked.apply(grads[0], dropped, ctx.scale), None, None  # pyright: ignore[reportReturnType]
+        (kept,) = ctx.saved_tensors
+        return _Masked.apply(grads[0], kept, ctx.scale), None, None  # pyright: ignore[reportReturnType]

@@ -21,6 +21,7 @@ from negah.nn import packed
 from negah.nn.vit import Block, ViT
 from negah.probe.attentive import AttentiveHead, Reading
 from negah.weights.files import bundled_path
+from negah.weights.save import write
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,11 @@ def in_bf16(detector: Detector) -> Detector:
     return fast
 
 
-def save(detector: Detector, path: Path | str, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a detector as one safetensors file; `dtype` of the stored tensors (fp16 halves the file)."""
+def save(detector: Detector, path: Path | str, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a detector as one safetensors file, and return its path; `dtype` of the stored tensors (fp16 halves it).
+
+    Raises OutputError when it cannot be written.
+    """
     head = detector.head
     meta = {
         "backbone": detector.backbone.config,
@@ -112,7 +116,9 @@ def save(detector: Detector, path: Path | str, *, dtype: torch.dtype = torch.flo
         "info": asdict(detector.info),
     }
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in detector.state_dict().items()}
-    save_file(tensors, str(path), metadata={"negah": json.dumps(meta, sort_keys=True)})
+    told = {"negah": json.dumps(meta, sort_keys=True)}
+    write(Path(path), lambda file: save_file(tensors, str(file), metadata=told))
+    return Path(path)
 
 
 def load(name_or_path: str | Path, *, device: torch.device | str = "cpu") -> Detector:

@@ -39,7 +39,7 @@ CAUTION = (
 
 @dataclass(frozen=True)
 class Refining:
-    """A refiner, and which it is.  side_m: of a window."""
+    """A refiner and its mark, which tells it from another one.  side_m: of a window."""
 
     refiner: graph.Refiner
     mark: str
@@ -55,8 +55,8 @@ class Refining:
 class Refined:
     """What came of it, in windows.
 
-    threshold: of the detector.  level: of the refined probability.  found: at least that; gained, lost: of these below
-    the threshold before, and of the others at or above it.
+    level: refined probability from which a window is found.  gained: found, and not called by the detector alone.
+    lost: called by it, and not found.
     """
 
     model: str

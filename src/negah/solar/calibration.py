@@ -441,10 +441,11 @@ def _folds(seen: Seen, seed: int) -> list[Bool[ndarray, " n"]]:
     return out
 
 
-def save(calibration: Calibration, path: Path, *, about: Mapping[str, Any]) -> None:
-    """Write a calibration as JSON, with what is worth knowing of how it was made."""
+def save(calibration: Calibration, path: Path, *, about: Mapping[str, Any]) -> Path:
+    """Write a calibration as JSON, with what is worth knowing of how it was made, and return its path."""
     content = {"format": FORMAT, "calibration": asdict(calibration), "about": dict(about)}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 def load(path: Path) -> Calibration:
