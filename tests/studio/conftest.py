@@ -58,7 +58,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def pages(browser: Any, studio: str) -> Iterator[Callable[[], Any]]:
-    """Opens the studio in new windows; what they ask of another machine fails the test, as does an error of a script."""
+    """Opens the studio in new windows; a request to another machine, or an error of a script, fails the test."""
     contexts, asked, broken = [], [], []
 
     def opened() -> Any:

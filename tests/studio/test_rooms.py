@@ -24,6 +24,24 @@ def test_survey_of_a_raster(room, page, town):
     assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 9
 
 
+def test_labels_of_a_few_windows_narrow_the_total(room, town):
+    survey = room("Survey")
+    survey.panel.get_by_role("button", name="Label next").click()
+    survey.press("Choose windows")
+    survey.says("survey first")
+    survey.drop(town)
+    survey.press("Survey")
+    survey.panel.locator("dl.totals").wait_for()
+    survey.number("Windows to look at", "6")
+    survey.press("Choose windows")
+    survey.panel.locator(".sheet img").nth(5).wait_for()
+    survey.panel.get_by_label("Rows that I leave empty").check()
+    survey.press("Recalibrate")
+    survey.panel.get_by_text("from 6 labelled windows").first.wait_for()
+    rows = survey.panel.locator("table.plain tbody tr").all_inner_texts()
+    assert len(rows) == 2 and int(rows[1].split()[-1]) < int(rows[0].split()[-1])
+
+
 def test_survey_says_what_is_missing(room, tmp_path):
     survey = room("Survey")
     survey.press("Survey")

@@ -188,12 +188,12 @@ def _star(shown: dict[str, Any], order: Sequence[int], title: str, output: Any) 
     for place, number in enumerate(order):
         angle = 2 * math.pi * place / max(1, len(order)) - math.pi / 2
         x, y = middle + far * math.cos(angle), middle + far * math.sin(angle)
+        beyond = middle + label * math.cos(angle), middle + label * math.sin(angle) + 4
         marks.append(
             f'<line x1="{x:.0f}" y1="{y:.0f}" x2="{middle}" y2="{middle}"/>'
             f'<circle class="m{number % 6}" cx="{x:.0f}" cy="{y:.0f}" r="27"/>'
             f'<text x="{x:.0f}" y="{y + 4:.0f}">{_values(shown["messages"][number])}</text>'
-            f'<text class="small" x="{middle + label * math.cos(angle):.0f}" y="{middle + label * math.sin(angle) + 4:.0f}">'
-            f"{place + 1}.</text>"
+            f'<text class="small" x="{beyond[0]:.0f}" y="{beyond[1]:.0f}">{place + 1}.</text>'
         )
     lines = "".join(marks)
     value = output["raised"] if isinstance(output, dict) else _values(output)
