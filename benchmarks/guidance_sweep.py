@@ -197,8 +197,8 @@ def main() -> None:
         headline={
             "value": guided["words"]["value"] - plain["words"]["value"],
             "unit": f"more of the pictures have their own words nearest at scale 6 than without guidance (of twelve"
-                    f" prompts; {plain['words']['value']:.2f} to {guided['words']['value']:.2f}), at the price of {lost:.0%}"
-                    f" of the diversity; {seconds:.2f} s of one core a picture",
+                    f" prompts; {plain['words']['value']:.2f} to {guided['words']['value']:.2f}), at the price of"
+                    f" {lost:.0%} of the diversity; {seconds:.2f} s of one core a picture",
             "target": None, "better": "higher",
         },
         seeds=list(range(args.seeds)), packages=("diffusers", "transformers"),
