@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from negah.errors import InputError
 from negah.graph import CSR, GAT, GCN, GIN, SAGE, Edges, Update
+from negah.graph.aggregate import neighbour_attention
 
 INNER, OUTER = 5, 4
 NODES = 9
@@ -180,6 +181,16 @@ def test_an_edge_of_no_weight_is_no_edge(name):
     layer, h = made(name), features()
     kept = Edges.of(index[:, 1::2], NODES, weights[1::2])
     torch.testing.assert_close(layer(h, Edges.of(index, NODES, weights)), layer(h, kept))
+
+
+def test_an_edge_of_no_weight_takes_nothing_from_the_others_however_high_its_score():
+    scores = torch.tensor([[0.0], [1.0], [1e4]], dtype=torch.float64)
+    h = torch.randn(3, 1, 2, dtype=torch.float64)
+    index = torch.tensor([[0, 1, 2], [0, 0, 0]])
+    edges = Edges.of(index, 3, torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), loops="keep")
+    out = neighbour_attention(h, torch.zeros_like(scores), scores, edges)
+    torch.testing.assert_close(out[0, 0], torch.softmax(scores[:2, 0], 0) @ h[:2, 0])
+    assert out[1:].eq(0).all(), "nobody to attend to"
 
 
 @pytest.mark.parametrize("name", LAYERS)
