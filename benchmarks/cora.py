@@ -7,11 +7,11 @@ same sizes (20 of each class for training).  Seed k decides the initial weights,
 Features are bags of words, each row divided by its sum.
 
 Rule, the same for all: Adam at a constant rate until the loss on the validation nodes has not fallen for 100 steps, or
-1,000 steps, looked at every second step (GAT: every fifth); the weights at its lowest are tested.  GCN (two layers, 16 wide, dropout 0.5, lr 0.01, decay 5e-4) and GAT
-(8 heads 8 wide, then one, dropout 0.6 of features and shares, ELU, lr 0.005, decay 5e-4) have the settings of their
-papers.  GraphSAGE's paper knows no Cora: its width, rate and dropout are those with the highest mean accuracy on the
-validation nodes of Planetoid's split, over seeds 1000 to 1004, among the candidates below.  "features" is two layers
-that see no neighbours, as wide as GCN's: what the words alone say.
+1,000 steps, looked at every second step (GAT: every fifth); the weights at its lowest are tested.  GCN (two layers, 16
+wide, dropout 0.5, lr 0.01, decay 5e-4) and GAT (8 heads 8 wide, then one, dropout 0.6 of features and shares, ELU, lr
+0.005, decay 5e-4) have the settings of their papers.  GraphSAGE's paper knows no Cora: its width, rate and dropout are
+those with the highest mean accuracy on the validation nodes of Planetoid's split, over seeds 1000 to 1004, among the
+candidates below.  "features" is two layers that see no neighbours, as wide as GCN's: what the words alone say.
 
 Every run is kept in the result's file, and the same command goes on where it was.
 """

@@ -237,7 +237,7 @@ def main() -> None:
         headline={
             "value": worst["speed"], "target": 1.0, "better": "lower",
             "unit": f"of the time of torch-geometric's faster form, and {worst['memory']:.3f} of the memory of its"
-            " smaller one; each the worst of 4 settings",
+            " smaller one; each the worst of all settings",
         },
         seeds=[SEED], packages=("torch-geometric",), worst_memory=worst["memory"],
     )  # fmt: skip
