@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from negah.errors import InputError
 from negah.graph import CSR, GAT, GCN, GIN, SAGE, Edges, Update
-from negah.graph.aggregate import neighbour_attention
+from negah.graph.aggregate import neighbour_attention, neighbour_mean
 
 INNER, OUTER = 5, 4
 NODES = 9
@@ -136,6 +136,7 @@ def test_layers_are_their_equations(weighted):
     means = a / a.sum(1, keepdim=True).clamp_min(1e-30)
     expected = h @ mean.own.weight.T + means @ h @ mean.others.weight.T + mean.others.bias
     torch.testing.assert_close(mean(h, edges), expected)
+    torch.testing.assert_close(neighbour_mean(h, edges), means @ h)
 
     gin = made("gin")
     torch.testing.assert_close(gin(h, edges), gin.mlp((1 + gin.eps) * h + a @ h))
