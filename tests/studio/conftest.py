@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +51,77 @@ def browser() -> Iterator[Any]:
     if not CHROMIUM:
         pytest.skip("browser tests need Debian's chromium: apt-get install chromium")
     with api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield found
+        found.close()
 
 
 @pytest.fixture
-def page(browser: Any, studio: str) -> Iterator[Any]:
-    """The studio in a new window; whatever is asked of another machine fails the test, as does an error of a script."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    found = context.new_page()
-    found.set_default_timeout(SOON)
-    asked: list[str] = []
-    broken: list[str] = []
-    found.on("request", lambda request: asked.append(request.url))
-    found.on("pageerror", lambda error: broken.append(str(error)))
-    found.goto(studio)
-    yield found
-    context.close()
-    outside = [url for url in asked if not url.startswith((studio, "data:", "blob:"))]
-    assert asked and outside == [], "requests left the machine"
+def pages(browser: Any, studio: str) -> Iterator[Callable[[], Any]]:
+    """Opens the studio in new windows; a request to another machine, or an error of a script, fails the test."""
+    contexts, asked, broken = [], [], []
+
+    def opened() -> Any:
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SOON)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: broken.append(str(error)))
+        page.goto(studio)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert asked and [url for url in asked if not url.startswith((studio, "data:", "blob:"))] == []
     assert broken == []
+
+
+@pytest.fixture
+def page(pages: Callable[[], Any]) -> Any:
+    """The studio in a new window."""
+    return pages()
+
+
+class Room:
+    """A room of the page, as a user handles it."""
+
+    def __init__(self, page: Any, name: str):
+        page.get_by_role("tab", name=name, exact=True).click()
+        self.page, self.panel = page, page.get_by_role("tabpanel").filter(visible=True).first
+        self.panel.get_by_text("Stop", exact=True).first.wait_for()
+
+    def drop(self, *paths: Path) -> None:
+        """Give it files, and wait until they are there."""
+        self.panel.locator("input[type=file]").first.set_input_files([str(path) for path in paths])
+        self.panel.get_by_text(paths[0].name).or_(self.panel.get_by_text(paths[0].stem)).first.wait_for()
+
+    def press(self, button: str) -> None:
+        self.panel.get_by_role("button", name=button, exact=True).filter(visible=True).first.click()
+
+    def says(self, text: str) -> str:
+        """The line that it tells a failure in, once it has this text."""
+        line = self.panel.locator(".told .line").filter(has_text=text).first
+        line.wait_for()
+        return line.inner_text()
+
+    def number(self, label: str, value: str) -> None:
+        """Type a number beside a slider."""
+        field = self.panel.get_by_label(f"number input for {label}")
+        field.fill(value)
+        field.press("Enter")
+
+    def downloaded(self, name: str) -> Path:
+        with self.page.expect_download() as found:
+            self.panel.locator(f"a[download='{name}']").first.click()
+        return Path(found.value.path())
+
+
+@pytest.fixture
+def room(page: Any) -> Callable[..., Room]:
+    """Rooms of the studio by their tabs' names; in another window, where one is given."""
+    return lambda name, window=page: Room(window, name)
 
 
 @pytest.fixture(scope="session")

@@ -1,81 +1,135 @@
 """Each room in a browser: upload, act, see the result, download."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def opened(page, name: str):
-    """A room, by its tab."""
-    page.get_by_role("tab", name=name, exact=True).click()
-    panel = page.get_by_role("tabpanel").filter(visible=True)
-    panel.get_by_role("button", name=name, exact=True).wait_for()
-    return panel
+def noise(path, side=64):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)).save(path)
+    return path
 
 
-def drop(panel, *paths: Path) -> None:
-    panel.locator("input[type=file]").first.set_input_files([str(path) for path in paths])
-    panel.get_by_text(paths[0].stem).first.wait_for()
-
-
-def start(panel, name: str) -> None:
-    panel.get_by_role("button", name=name, exact=True).click()
-
-
-def downloaded(page, panel, name: str) -> Path:
-    with page.expect_download() as found:
-        panel.get_by_role("link", name=name).or_(panel.locator(f"a[download='{name}']")).first.click()
-    return Path(found.value.path())
-
-
-def test_survey_of_a_raster(page, town):
-    room = opened(page, "Survey")
-    drop(room, town)
-    start(room, "Survey")
-    room.locator("dl.totals").wait_for()
-    assert "9 of 9 windows" in room.locator("dl.totals").inner_text()
+def test_survey_of_a_raster(room, page, town):
+    survey = room("Survey")
+    survey.drop(town)
+    survey.press("Survey")
+    survey.panel.locator("dl.totals").wait_for()
+    assert "9 of 9 windows" in survey.panel.locator("dl.totals").inner_text()
     report = page.frame_locator("iframe[title='Report of the survey']")
     assert report.locator("h1").inner_text() == "Solar panels: town.tif"
-    content = json.loads(downloaded(page, room, "run.json").read_text())
+    assert report.locator(".stage svg").is_visible()
+    content = json.loads(survey.downloaded("run.json").read_text())
     assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 9
 
 
-def test_survey_of_what_has_no_size_says_what_to_do(page, tmp_path):
-    Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(tmp_path / "tile.png")
-    room = opened(page, "Survey")
-    start(room, "Survey")
-    assert "drop a file" in room.get_by_role("alert").inner_text()
-    drop(room, tmp_path / "tile.png")
-    start(room, "Survey")
-    room.get_by_role("alert").filter(has_text="tile.png").wait_for()
-    assert "gsd" in room.get_by_role("alert").inner_text()
-    room.get_by_label("Metres per pixel").fill("0.3")
-    start(room, "Survey")
-    room.locator("dl.totals").wait_for()
+def test_labels_of_a_few_windows_narrow_the_total(room, town):
+    survey = room("Survey")
+    survey.panel.get_by_role("button", name="Label next").click()
+    survey.press("Choose windows")
+    survey.says("survey first")
+    survey.drop(town)
+    survey.press("Survey")
+    survey.panel.locator("dl.totals").wait_for()
+    survey.number("Windows to look at", "6")
+    survey.press("Choose windows")
+    survey.panel.locator(".sheet img").nth(5).wait_for()
+    survey.panel.get_by_label("Rows that I leave empty").check()
+    survey.press("Recalibrate")
+    survey.panel.get_by_text("from 6 labelled windows").first.wait_for()
+    rows = survey.panel.locator("table.plain tbody tr").all_inner_texts()
+    assert len(rows) == 2 and int(rows[1].split()[-1]) < int(rows[0].split()[-1])
 
 
-def test_look_at_a_picture(page, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "noise.png")
-    room = opened(page, "Look")
-    drop(room, tmp_path / "noise.png")
-    start(room, "Look")
-    room.get_by_alt_text("head 1").wait_for()
-    last = room.get_by_alt_text("head 1").get_attribute("src")
-    room.get_by_label("number input for Layer").fill("1")
-    room.get_by_label("number input for Layer").press("Enter")
-    page.wait_for_function("([old]) => document.querySelector('img[alt=\"head 1\"]').src !== old", arg=[last])
+def test_survey_says_what_is_missing(room, tmp_path):
+    survey = room("Survey")
+    survey.press("Survey")
+    survey.says("drop a file")
+    survey.drop(noise(tmp_path / "tile.png", 104))
+    survey.press("Survey")
+    assert "--gsd" in survey.says("tile.png")
+    survey.panel.get_by_label("Metres per pixel").fill("0.3")
+    survey.press("Survey")
+    survey.panel.locator("dl.totals").wait_for()
+    assert survey.panel.locator(".told .line").count() == 0
 
 
-def test_imagine_side_by_side(page):
-    room = opened(page, "Imagine")
-    room.get_by_label("Pictures each").fill("1")
-    room.get_by_role("button", name="More").click()
-    room.get_by_label("number input for Steps").fill("2")
-    room.get_by_label("number input for Steps").press("Enter")
-    start(room, "Imagine")
-    room.get_by_alt_text("none, seed 0").wait_for()
-    sources = {room.get_by_alt_text(f"{kind}, seed 0").get_attribute("src") for kind in ("none", "classifier-free")}
-    assert len(sources) == 2
-    assert Image.open(downloaded(page, room, "none-000000.png")).size == (64, 64)
+def test_look_at_a_picture_layer_by_layer(room, page, tmp_path):
+    look = room("Look")
+    look.drop(noise(tmp_path / "noise.png"))
+    look.number("Side in pixels that the model sees", "64")
+    look.press("Look")
+    first = look.panel.get_by_alt_text("head 1")
+    first.wait_for()
+    last = first.get_attribute("src")
+    look.number("Layer", "1")
+    page.wait_for_function("old => document.querySelector('img[alt=\"head 1\"]').src !== old", arg=last)
+
+
+def test_attack_a_picture(room, tmp_path):
+    attack = room("Attack")
+    attack.drop(noise(tmp_path / "noise.png", 104))
+    attack.panel.get_by_role("button", name="More").click()
+    attack.number("Steps", "1")
+    attack.number("Radius", "1")
+    attack.press("Attack")
+    attack.panel.get_by_alt_text("what was changed").wait_for()
+    text = attack.panel.inner_text()
+    assert "a pixel at most 1 grey levels" in text
+    assert attack.panel.locator("table.plain tbody tr").count() == 2  # half a grey level, and one
+
+
+def test_describe_finds_captions_and_sorts(room, tmp_path):
+    describe = room("Describe")
+    for name, colour in (("meadow", (60, 140, 50)), ("lake", (40, 90, 200))):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+    describe.drop(tmp_path / "meadow.png", tmp_path / "lake.png")
+    describe.press("Search")
+    describe.panel.get_by_text("cosine").nth(1).wait_for()
+    assert describe.panel.locator(".sheet img").count() == 2
+    describe.panel.get_by_role("tab", name="Caption").click()
+    describe.press("Caption")
+    describe.panel.get_by_text("In words").wait_for()
+    describe.panel.get_by_role("tab", name="Classify").click()
+    describe.panel.get_by_label("Classes").fill("grass\nwater")
+    describe.press("Classify")
+    describe.panel.get_by_role("heading", name="grass").wait_for()
+    assert describe.panel.locator(".sheet img").count() == 2
+
+
+def test_imagine_side_by_side(room):
+    imagine = room("Imagine")
+    imagine.panel.get_by_label("Pictures each").fill("1")
+    imagine.panel.get_by_label("in an interval").uncheck()
+    imagine.panel.get_by_role("button", name="More").click()
+    imagine.number("Steps", "2")
+    imagine.press("Imagine")
+    imagine.panel.get_by_alt_text("classifier-free, seed 0").wait_for()
+    pictures = {img.get_attribute("src") for img in imagine.panel.locator(".sheet img").all()}
+    assert len(pictures) == 2
+    assert Image.open(imagine.downloaded("none-000000.png")).size == (64, 64)
+
+
+def test_neighbours_by_keyboard_alone(page):
+    page.get_by_role("tab", name="Survey", exact=True).focus()
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.textContent.trim()") == "Neighbours":
+            break
+    page.keyboard.press("Enter")
+    panel = page.get_by_role("tabpanel").filter(visible=True).first
+    panel.get_by_label("Update function").wait_for()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") in ("TEXTAREA", "INPUT"):
+            break
+    for text, verdict in (
+        ("mean(messages)", "Certified"), ("first(messages)", "Refuted"), ("__import__('os')", "is not understood"),
+    ):  # fmt: skip
+        page.keyboard.press("Control+A")
+        page.keyboard.type(text)
+        page.keyboard.press("Enter")
+        panel.get_by_text(verdict).first.wait_for()
+    assert panel.locator(".graph circle.bad").count() == 3  # of the second one: a line that fails leaves it
+    assert panel.locator(".stars figure").count() == 2

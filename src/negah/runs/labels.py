@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 
-from negah.errors import InputError, OutputError
+from negah.errors import InputError, NegahError, OutputError
+from negah.images.bands import gdal_settings
+from negah.images.sources import find_sources
 from negah.images.windows import Box
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
@@ -137,6 +139,24 @@ def write_next(out: Path, rows: Sequence[Row]) -> None:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): make room in the folder") from None
+
+
+def pictures_of(out: Path, paths: Sequence[str], rows: Sequence[Row]) -> list[UInt8[ndarray, "h w 3"]]:
+    """What is to be looked at in these windows of the survey in `out`; grey where it cannot be read any more."""
+    sources = {source.name: source for source in find_sources(paths)}
+    with Ledger(out) as ledger:
+        planned = {source.name: source for source in ledger.plan().sources}
+    pictures = []
+    for row in rows:
+        source = planned[row.source]
+        index = next(k for k in range(len(source.layout)) if window_name(source, k) == row.window)
+        box = new_box(source, index)
+        try:
+            with gdal_settings(), sources[row.source].open() as raster:
+                pictures.append(raster.read(box).rgb)
+        except NegahError:
+            pictures.append(np.full((box.height, box.width, 3), 128, np.uint8))
+    return pictures
 
 
 def labelled_total(windows: Scored, path: Path) -> Total:

@@ -27,7 +27,7 @@ Departures: the three figures are clipped at 0, and windows left unlabelled coun
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -163,14 +163,26 @@ def total(
     return Total(max(0.0, value), max(0.0, value - error), max(0.0, value + error), len(sampled))
 
 
-def write_labels(path: Path, rows: Iterable[Row]) -> None:
-    """The windows to label, with a column true_m2 to fill in."""
+def write_labels(path: Path, rows: Sequence[Row], true_m2: Sequence[float | None] = ()) -> None:
+    """The windows to label, with a column true_m2 to fill in, or filled in where `true_m2` knows it."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
-        for row in rows:
+        for row, true in zip(rows, true_m2 or [None] * len(rows), strict=True):
             figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.of_windows
-            out.writerow((row.source, row.window, row.bounds, *figures, ""))
+            out.writerow((row.source, row.window, row.bounds, *figures, "" if true is None else f"{true:.3f}"))
+
+
+def read_drawn(path: Path) -> list[Row]:
+    """What `write_labels` wrote, whatever was filled in."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [
+            Row(
+                row["source"], row["window"], row["bounds"], float(row["area_m2"]), float(row["probability"]),
+                float(row["chance"]), int(row["of_windows"]),
+            )
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
 
 
 def read_labels(path: Path) -> Labels:

@@ -183,16 +183,17 @@ def drawn(shown: dict[str, Any]) -> str:
 
 def _star(shown: dict[str, Any], order: Sequence[int], title: str, output: Any) -> str:
     """A node with its messages around it, numbered in their order."""
-    side, middle, far = 260, 130, 88
+    side, middle, far, label = 300, 150, 88, 132
     marks = []
     for place, number in enumerate(order):
         angle = 2 * math.pi * place / max(1, len(order)) - math.pi / 2
         x, y = middle + far * math.cos(angle), middle + far * math.sin(angle)
+        beyond = middle + label * math.cos(angle), middle + label * math.sin(angle) + 4
         marks.append(
             f'<line x1="{x:.0f}" y1="{y:.0f}" x2="{middle}" y2="{middle}"/>'
             f'<circle class="m{number % 6}" cx="{x:.0f}" cy="{y:.0f}" r="27"/>'
             f'<text x="{x:.0f}" y="{y + 4:.0f}">{_values(shown["messages"][number])}</text>'
-            f'<text class="small" x="{x:.0f}" y="{y + 42:.0f}">{place + 1}.</text>'
+            f'<text class="small" x="{beyond[0]:.0f}" y="{beyond[1]:.0f}">{place + 1}.</text>'
         )
     lines = "".join(marks)
     value = output["raised"] if isinstance(output, dict) else _values(output)

@@ -1,34 +1,38 @@
-"""Survey: a raster or tiles in; panels, square metres, intervals and files out."""
+"""Survey: a raster or tiles in; panels, square metres, intervals and files out; then labels that narrow the total."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from negah.errors import InputError
+from negah.images.sources import PICTURES, TARS, ZIPS
+from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
 from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.outputs import NAMES
+from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import parts
 from negah.studio.work import Progress, Work, gathered
 
 MODEL = "negah/aerial-tiny"
 EXAMPLE_PX = 900  # side of the generated town
-TYPES = [
-    ".tif",
-    ".tiff",
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jp2",
-    ".zip",
-    ".tar",
-    ".gz",
-    ".tgz",
-    ".tfw",
-    ".jgw",
-    ".pgw",
-    ".xml",
-]
+TYPES = [*PICTURES, *ZIPS, *TARS, ".gz", ".bz2", ".xz", ".tgz", ".tfw", ".jgw", ".pgw", ".xml"]
+
+FILLED = "labels.csv"  # what was chosen, filled in
+ACCEPT = "Rows that I leave empty: what was measured is right"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A survey that can be asked again, in the same folder.  intervals: (what it rests on, total, low, high) so far."""
+
+    paths: list[str]
+    options: Options
+    summary: Summary
+    intervals: tuple[tuple[str, float, float | None, float | None], ...]
+    drawn: tuple[Row, ...] = ()
 
 
 def room(work: Work) -> None:
@@ -59,9 +63,30 @@ def room(work: Work) -> None:
             figures = gr.HTML(parts.empty("The figures and the map will be here."))
             report = gr.HTML()
             downloads = parts.downloads()
+    with gr.Accordion("Label next: look at a few windows, and see the interval shrink", open=False):
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                count = gr.Slider(4, 60, step=1, value=12, label="Windows to look at")
+                drawing = parts.controls("Choose windows")
+                accept = gr.Checkbox(label=ACCEPT)
+                counting = parts.controls("Recalibrate")
+                intervals = gr.HTML()
+            with gr.Column(scale=2, min_width=320):
+                windows = gr.HTML(parts.empty("The windows whose labels would narrow the total most will be here."))
+                table = gr.Dataframe(
+                    [["", "", ""]], headers=["window", "measured m²", "true m²"], type="array", label="Labels",
+                    interactive=True, column_count=3, buttons=[], visible=False,
+                )  # fmt: skip
+    asked = gr.State(None)
+    results = [asked, figures, report, downloads, intervals]
     parts.wire(
-        work, "survey", buttons, [files, gsd, threshold, calibration, also, overlap], [figures, report, downloads],
-        prepare, shown,
+        work, "survey", buttons, [files, gsd, threshold, calibration, also, overlap], results, prepare, shown,
+    )  # fmt: skip
+    parts.wire(
+        work, "survey", drawing, [asked, count], [asked, windows, table], choosing, to_label, fresh=False
+    )  # fmt: skip
+    parts.wire(
+        work, "survey", counting, [asked, table, accept], results, recalibrating, shown, fresh=False
     )  # fmt: skip
     parts.wire(work, "town", buttons._replace(go=example), [], [files], town, lambda path: [[str(path)]])
 
@@ -69,25 +94,98 @@ def room(work: Work) -> None:
 def prepare(
     folder: Path, files: Sequence[str] | None, gsd: str, threshold: float, calibration: str | None, also: str,
     overlap: float,
-) -> Callable[[Progress], Summary]:  # fmt: skip
+) -> Callable[[Progress], Asked]:  # fmt: skip
     """The survey that the page asks for."""
     paths = gathered(files, folder)
-    detector = detector_of(MODEL).to(compute_device())
+    usual = threshold == round(detector_of(MODEL).info.threshold, 2)  # the slider knows two places
     options = Options(
-        gsd=parts.number(gsd, "metres per pixel"), overlap=overlap, threshold=None if calibration else threshold,
+        gsd=parts.number(gsd, "metres per pixel"), overlap=overlap,
+        threshold=None if calibration or usual else threshold,
         calibration=Path(calibration) if calibration else None,
         also=[line.strip() for line in (also or "").splitlines() if line.strip()],
     )  # fmt: skip
-    return lambda progress: survey(
-        paths, folder / "map", [detector], options, given={"model": MODEL}, progress=progress
-    )
+
+    def job(progress: Progress) -> Asked:
+        summary = surveyed(paths, folder, options, progress)
+        return Asked(paths, options, summary, (interval_of(summary),))
+
+    return job
 
 
-def shown(summary: Summary) -> list[Any]:
-    """Figures, report and files of a survey."""
+def surveyed(paths: Sequence[str], folder: Path, options: Options, progress: Progress) -> Summary:
+    """The survey of a room's folder; a second one goes on from its ledger, and is fast."""
+    detector = detector_of(MODEL).to(compute_device())
+    return survey(paths, folder / "map", [detector], options, given={"model": MODEL}, progress=progress)
+
+
+def interval_of(summary: Summary) -> tuple[str, float, float | None, float | None]:
+    """A line of the table of intervals."""
+    return summary.rests_on, summary.area_m2, summary.area_low, summary.area_high
+
+
+def shown(asked: Asked) -> list[Any]:
+    """The survey itself, its figures, report and files, and all intervals so far."""
+    summary = asked.summary
     text = parts.facts(totals(summary))
     text += parts.failed([(failure.source, failure.reason) for failure in summary.failures])
-    return [text, parts.framed(summary.report, "Report of the survey"), parts.files(summary.out, NAMES)]
+    rows = []
+    for rests_on, total, low, high in asked.intervals:
+        between, width = "", ""
+        if low is not None and high is not None:
+            between, width = f"{low:,.0f} to {high:,.0f}", f"{high - low:,.0f}"
+        rows.append((rests_on, f"{total:,.0f} m²", between, width))
+    table = parts.table(("rests on", "total", "interval, m²", "width"), rows)
+    return [
+        asked, text, parts.framed(summary.report, "Report of the survey"),
+        parts.files(summary.out, (*NAMES, LABELS, FILLED)), table,
+    ]  # fmt: skip
+
+
+def choosing(folder: Path, asked: Asked | None, count: float) -> Callable[[Progress], Asked]:
+    """Draw windows to label, anew each time."""
+    if asked is None:
+        raise InputError("survey first: windows are chosen by what it measured")
+
+    def job(progress: Progress) -> Asked:
+        (folder / "map" / LABELS).unlink(missing_ok=True)
+        surveyed(asked.paths, folder, replace(asked.options, label_next=int(count)), progress)
+        return replace(asked, drawn=tuple(read_drawn(folder / "map" / LABELS)))
+
+    return job
+
+
+def to_label(asked: Asked) -> list[Any]:
+    """The windows to label as pictures, and a table to fill in."""
+    import gradio as gr
+
+    pictures, rows = [], []
+    shots = labels.pictures_of(asked.summary.out, asked.paths, asked.drawn)
+    for number, (row, pixels) in enumerate(zip(asked.drawn, shots, strict=True), 1):
+        pictures.append((pixels, f"{number}: {row.area_m2:,.1f} m²", f"probability {row.probability:.2f}"))
+        rows.append([str(number), f"{row.area_m2:,.1f}", ""])
+    return [asked, parts.sheet(pictures, cell=150), gr.update(value=rows, visible=True)]
+
+
+def recalibrating(
+    folder: Path, asked: Asked | None, table: Sequence[Sequence[Any]], accept: bool
+) -> Callable[[Progress], Asked]:
+    """Rest the total on the labels of the table."""
+    if asked is None or not asked.drawn:
+        raise InputError("choose windows first, and look at them")
+    given = {str(row[0]).strip(): str(row[2] or "").strip() for row in table}
+
+    def job(progress: Progress) -> Asked:
+        true = []
+        for number, row in enumerate(asked.drawn, 1):
+            typed = parts.number(given.get(str(number)), f"true m² of window {number}")
+            true.append(row.area_m2 if typed is None and accept else typed)
+        path = folder / "map" / FILLED
+        write_labels(path, asked.drawn, true)
+        options = replace(asked.options, labels=path)
+        summary = surveyed(asked.paths, folder, options, progress)
+        return replace(asked, summary=summary, intervals=(*asked.intervals, interval_of(summary)))
+
+    return job
 
 
 def town(folder: Path) -> Callable[[Progress], Path]:

@@ -45,7 +45,9 @@ DARK = {
 CSS = """
 :root { --color-accent: #8f5600; }
 .dark { --color-accent: #f2b544; }
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: 0 22px 48px !important; }
+.gradio-container { max-width: min(1240px, 100vw) !important; margin: 0 auto !important; overflow-x: clip !important; }
+.gradio-container .fillable { padding: 0 14px 40px !important; max-width: 100vw; box-sizing: border-box; }
+.gradio-container .wrap.zero, .tabs, .tab-wrapper { min-width: 0; max-width: 100%; }
 .gradio-container footer { display: none !important; }
 #masthead { padding: 22px 2px 6px; }
 #masthead h1 { margin: 0; font-size: 26px; font-weight: 600; letter-spacing: -.01em; line-height: 1.2; }
@@ -97,13 +99,15 @@ button[role=tab] { font-size: 15.5px !important; }
 .stars circle.m3 { fill: #e3a9c0; } .stars circle.m4 { fill: #c9b7e4; } .stars circle.m5 { fill: #d6cfc0; }
 .stars [class^=m] + text { fill: #1c2024; }
 .plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
-.prose table.plain, table.plain { width: 100%; border-collapse: collapse; font-size: 14.5px;
+.prose table.plain, table.plain { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 14.5px;
   font-variant-numeric: tabular-nums; }
 .prose .plain th, .prose .plain td, .plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border: 0;
   border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 .prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0 12px 32px !important; }
+  .gradio-container main.contain { padding: 0 !important; }
+  .gradio-container .fillable > .wrap { padding: 0 !important; }
+  button[role=tab] { padding-inline: 9px !important; font-size: 15px !important; }
   #masthead { padding: 14px 0 2px; }
   .page iframe { height: 84vh; }
   .totals { grid-template-columns: 1fr 1fr; gap: 0 18px; }

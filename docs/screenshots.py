@@ -1,0 +1,124 @@
+"""The pictures of the studio in these pages: `python docs/screenshots.py` makes them again, from its own examples.
+
+Needs the extra `studio`, playwright and a chromium: --chromium says where it is.
+"""
+
+import argparse
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from negah.studio.app import served
+
+HERE = Path(__file__).resolve().parent / "img"
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+LONGEST = 150_000  # bytes of a picture
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--chromium", default=shutil.which("chromium"))
+    options.add_argument("rooms", nargs="*", default=list(ROOMS))
+    given = options.parse_args()
+    with served() as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=given.chromium, args=ARGUMENTS)
+        for name in given.rooms:
+            width, height, scheme, act = ROOMS[name]
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page.set_default_timeout(120_000)
+            page.goto(address)
+            page.get_by_role("tab", name=name.split("-")[0].capitalize(), exact=True).click()
+            page.get_by_text("Stop", exact=True).locator("visible=true").first.wait_for()
+            act(page)
+            page.mouse.move(1, 1)
+            page.wait_for_timeout(1500)
+            save(page.screenshot(), HERE / f"studio-{name}.png")
+            page.close()
+        browser.close()
+
+
+def save(content: bytes, path: Path) -> None:
+    """In as many colours as LONGEST allows."""
+    picture = Image.open(io.BytesIO(content)).convert("RGB")
+    for colours in (256, 128, 64, 48, 32):
+        made = io.BytesIO()
+        picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+            made, "PNG", optimize=True
+        )
+        if made.tell() <= LONGEST:
+            break
+    path.write_bytes(made.getvalue())
+    print(f"{path.name}: {made.tell() / 1000:.0f} kB, {colours} colours", flush=True)
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).locator("visible=true").first.click()
+
+
+def example(page: Page, button: str, file: str) -> None:
+    press(page, button)
+    page.locator(f"a[download^='{file}']").locator("visible=true").last.wait_for()
+
+
+def survey(page: Page) -> None:
+    example(page, "Draw a town as an example", "town")
+    press(page, "Survey")
+    page.locator("dl.totals").wait_for()
+    page.frame_locator("iframe").locator(".stage").wait_for()
+
+
+def look(page: Page) -> None:
+    example(page, "Draw a house as an example", "house")
+    press(page, "Look")
+    page.get_by_alt_text("head 1").wait_for()
+
+
+def attack(page: Page) -> None:
+    example(page, "Draw a house as an example", "roof")
+    press(page, "Attack")
+    page.get_by_text("The area", exact=True).wait_for()
+
+
+def describe(page: Page) -> None:
+    example(page, "Draw some houses as an example", "house-0")
+    page.get_by_label("Words").fill("a swimming pool\nhouses with red roofs\nno trees")
+    page.get_by_label("number input for Best of each").fill("5")
+    press(page, "Search")
+    page.get_by_text("cosine").first.wait_for()
+
+
+def imagine(page: Page) -> None:
+    page.get_by_label("Pictures each").fill("5")
+    press(page, "Imagine")
+    page.locator(".sheet img[alt^='in an']").first.wait_for()
+
+
+def neighbours(page: Page) -> None:
+    press(page, "Audit")
+    page.get_by_text("On the graph", exact=True).wait_for()
+
+
+def neighbours_dark(page: Page) -> None:
+    page.get_by_label("Update function").fill("sum(softmax(dot(h, messages)) * messages) + h")
+    neighbours(page)
+
+
+ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
+    "survey": (1180, 1180, "light", survey),
+    "survey-phone": (390, 844, "light", lambda page: None),
+    "look": (1180, 760, "light", look),
+    "attack": (1180, 980, "light", attack),
+    "describe": (1180, 860, "light", describe),
+    "imagine": (1180, 860, "light", imagine),
+    "neighbours": (1180, 940, "light", neighbours),
+    "neighbours-dark": (1180, 860, "dark", neighbours_dark),
+}
+"""Picture to width, height, colour scheme, and what is done in the room."""
+
+if __name__ == "__main__":
+    main()
