@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from negah.errors import InputError
+from negah.graph.audit import Audit, audit
 from negah.graph.edges import Edges
+from negah.graph.refute import Counterexample
 from negah.lab import graph, graph_trained
 from negah.lab.graph_nets import (
     LAYERS,
@@ -81,9 +83,25 @@ def test_generated_graphs_are_as_asked_for():
     assert torch.equal(moved, dense(data)[order]) and torch.equal(edges.degree, data.edges.degree[order])
 
 
+def judged(update, *, width: int, seconds: float) -> Audit:
+    """In the auditor's place, which takes its time: a counterexample where an exchange of two messages is one."""
+    h, messages = torch.zeros(width, dtype=torch.float64), torch.eye(2, width, dtype=torch.float64)
+    before, after = update(h, messages), update(h, messages.flip(0))
+    apart = float((before - after).abs().max())
+    if apart < 1e-9:
+        return Audit("certified", "update", width)
+    example = Counterexample("order", {"h": h, "messages": messages}, (1, 0), before, after, apart, 0.0)
+    return Audit("refuted", "update", width, counterexample=example)
+
+
+def test_the_auditor_refutes_the_second_candidate():
+    found = audit(updates(4)["max (weight per position)"], width=4)
+    assert found.verdict == "refuted" and found.counterexample and len(found.counterexample.permutation) == 2
+
+
 def test_every_panel_is_made_of_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(graph, "NODES", 150)
-    monkeypatch.setattr(graph, "SECONDS", 0.5)
+    monkeypatch.setattr(graph, "audit", judged)
     monkeypatch.setattr(graph_trained, "DEPTHS", (1, 3))
     monkeypatch.setattr(graph_trained, "HOMOPHILIES", (0.2, 0.8))
     monkeypatch.setattr("negah.lab.page.svg", lambda figure: "<svg/>")  # which takes longer than all the rest
@@ -92,8 +110,8 @@ def test_every_panel_is_made_of_its_figures(tmp_path, monkeypatch):
     assert list(found) == ["valid", "equivariance", "price", "depth", "neighbours"]
     valid = found["valid"]
     assert valid.found.startswith("Moved by another order: max (weight per position), LSTM, first neighbour. Not moved")
-    # Certified is what the auditor can read; not here, where the tests' checks of types are wrapped around it.
     assert {row["setting"] for row in valid.rows if row["verdict"] == "refuted"} == INVALID
+    assert "certified: mean (shared weight), max (shared weight), sum (shared weight), attention;" in valid.found
     assert "refuted: max (weight per position) (2 messages), LSTM (2 messages), first neighbour (2" in valid.found
     assert found["equivariance"].found.startswith("Not equivariant: max (weight per position) (")
     rows = {row["setting"]: row for row in found["price"].rows}

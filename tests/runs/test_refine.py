@@ -144,15 +144,16 @@ def test_windows_are_joined_across_rasters(tmp_path, detector):
     assert two == pytest.approx(one, abs=1e-5)
 
 
-def test_rasters_that_lie_nowhere_are_judged_alone(tmp_path, detector, refiner):
-    pixels = image(1, 3)
+def test_rasters_that_lie_nowhere_are_joined_within_themselves_alone(tmp_path, detector, refiner):
+    pixels = image(1, 5)
+    edges = (0, 2, 4, 5)
     parts = [
-        write(tmp_path / f"{k}.tif", pixels[:, :, k * SIDE : (k + 1) * SIDE], crs=None) for k in range(3)
+        write(tmp_path / f"{k}.tif", pixels[:, :, edges[k] * SIDE : edges[k + 1] * SIDE], crs=None) for k in range(3)
     ]  # fmt: skip
     summary = do(parts, tmp_path / "out", detector, gsd=GSD)
     found = [float(row["refined"]) for row in rows(tmp_path / "out/tiles.csv")]
-    assert found == pytest.approx(by_hand(detector, refiner, pixels, []), abs=2e-4)
-    assert summary.refined and summary.refined.alone == 3 and "3 windows have no neighbour" in summary.refined.told
+    assert found == pytest.approx(by_hand(detector, refiner, pixels, [(0, 1), (2, 3)]), abs=2e-4)
+    assert summary.refined and summary.refined.alone == 1 and "Without a neighbour: 1." in summary.refined.told
 
 
 def test_continuing_gives_the_same_and_another_refinement_is_another_survey(tmp_path, detector):

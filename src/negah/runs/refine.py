@@ -75,7 +75,7 @@ class Refined:
             f"least {self.level:g}; {self.gained:,} of them the detector alone does not call, and {self.lost:,} that "
             "it calls are not among them"
         )
-        return text + (f". {self.alone:,} windows have no neighbour." if self.alone else ".")
+        return text + (f". Without a neighbour: {self.alone:,}." if self.alone else ".")
 
     @property
     def note(self) -> str:
