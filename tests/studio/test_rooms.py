@@ -28,7 +28,7 @@ def test_labels_of_a_few_windows_narrow_the_total(room, town):
     survey = room("Survey")
     survey.panel.get_by_role("button", name="Label next").click()
     survey.press("Choose windows")
-    survey.says("survey first")
+    survey.says("run the first step")
     survey.drop(town)
     survey.press("Survey")
     survey.panel.locator("dl.totals").wait_for()
