@@ -832,3 +832,9 @@ INVALID["bincount of features weighted by position"] = lambda h, m: torch.bincou
 INVALID["unique, and where each came from"] = lambda h, m: (
     torch.unique(m[:, 0], return_inverse=True)[1].double() @ torch.arange(len(m)).double()
 )  # fmt: skip
+
+
+@invalid
+def wide_only(h, messages):
+    """The first message, where there are more than two features."""
+    return messages[0] if messages.shape[1] > 2 else messages.sum(0)

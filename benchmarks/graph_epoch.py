@@ -12,12 +12,14 @@ torch-geometric in two forms: "edge list", the edge index that its layers take a
 normalisation kept (cached=True); and "sparse matrix", the transposed adjacency as a CSR tensor of torch, which its
 documentation recommends for memory.  Neither torch-sparse nor pyg-lib is installed: where they are, it can be faster.
 Ratios are ours over that of its faster form (time) and its smaller one (memory) in that setting.  Cora's words are a
-dense matrix there, as its data set gives them, and sparse here, as `read_planetoid` gives them; "negah, dense words"
+dense matrix there, as its data set gives them, and sparse here, as `read_planetoid` gives them; "negah dense words"
 tells what that alone is worth.
 
 Speed: the contestants take turns in one process, and each round gives a ratio; medians of those, by the clock and by
-the processor's time ("cpu").  Memory: each in a process of its own, the highest resident size from reading the graph to
-the end of the third epoch, over that after the imports; so what is kept of the graph counts, and making it as well.
+the processor's time ("cpu").  Memory: each in a process of its own, from reading the graph to the end of the third
+epoch, so that what is kept of the graph counts, and making it as well: what PyTorch's allocator holds at its peak
+("mb", the same every time; the ratio is of this), and how far the whole process grew ("process_mb", which holds the
+libraries' own memory and code, and differs from run to run by a fifth).  Rows of other numbers of threads stay.
 """
 
 import argparse
@@ -26,51 +28,61 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import results
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
+from torch_geometric.utils import to_torch_csr_tensor
 
 from negah.graph import CSR, GCN, SAGE, Edges
-from negah.graph.nodes import Network, NodeData
+from negah.graph.aggregate import Features
+from negah.graph.nodes import Network
 from negah.graph.planetoid import read_planetoid
-from negah.lab.costs import highest
+from negah.lab.costs import highest, peak_memory
 
 NAME = "graph_epoch"
 GRAPHS, MODELS = ("cora", "generated"), ("gcn", "sage")
-OURS, DENSE, LISTED, SPARSE = (
-    "negah",
-    "negah, dense words",
-    "torch-geometric, edge list",
-    "torch-geometric, sparse matrix",
-)
+OURS, DENSE = "negah", "negah dense words"
+LISTED, SPARSE = "torch-geometric edge list", "torch-geometric sparse matrix"
 NODES, EDGES, FEATURES, CLASSES = 100_000, 1_000_000, 64, 10
 SEED, EPOCHS = 0, 3
 Step = Callable[[], object]
 
 
-def read(graph: str) -> NodeData:
+class Graph(NamedTuple):
+    """What a file would hold: each undirected edge once."""
+
+    features: Features
+    pairs: Tensor
+    labels: Tensor
+    classes: int
+    train: Tensor
+
+
+def read(graph: str, file: Path | None = None) -> Graph:
     if graph == "cora":
-        return read_planetoid(results.data_folder() / "cora")
+        data = read_planetoid(results.data_folder() / "cora")
+        index = data.edges.index
+        return Graph(data.features, index[:, index[0] < index[1]], data.labels, data.classes, data.train)
+    if file is not None:
+        return Graph(**torch.load(file, weights_only=True))
     g = torch.Generator().manual_seed(SEED)
     # An end is a node in proportion to its number to the power of -0.4: a few nodes have many neighbours.
     likely = torch.arange(1, NODES + 1, dtype=torch.float64).pow(-0.4)
     ends = torch.multinomial(likely, 2 * EDGES, replacement=True, generator=g).view(2, -1)
     ends = torch.unique(ends[:, ends[0] != ends[1]].sort(0).values, dim=1)
-    kept = torch.randperm(ends.shape[1], generator=g)[: EDGES // 2]
+    pairs = ends[:, torch.randperm(ends.shape[1], generator=g)[: EDGES // 2]]
     labels = torch.randint(CLASSES, (NODES,), generator=g)
-    order = torch.randperm(NODES, generator=g)
-    return NodeData(
-        torch.randn(NODES, FEATURES, generator=g), Edges.of(ends[:, kept], NODES, undirected=True), labels, CLASSES,
-        order[: NODES // 2], order[NODES // 2 : NODES // 2 + 1000], order[-1000:],
-    )  # fmt: skip
+    train = torch.randperm(NODES, generator=g)[: NODES // 2]
+    return Graph(torch.randn(NODES, FEATURES, generator=g), pairs, labels, CLASSES, train)
 
 
 class Theirs(nn.Module):
@@ -87,37 +99,37 @@ class Theirs(nn.Module):
         return h
 
 
-def prepared(who: str, model: str, graph: str, data: NodeData) -> tuple[nn.Module, Any, Any]:
+def prepared(who: str, model: str, graph: str, data: Graph) -> tuple[nn.Module, Any, Any]:
     """Network, features and edges of a contestant."""
-    width = {"cora": {"gcn": 16, "sage": 64}, "generated": {"gcn": 64, "sage": 64}}[graph][model]
+    nodes, inner = data.features.shape
+    width = 16 if (graph, model) == ("cora", "gcn") else 64
     torch.manual_seed(SEED)
     kind = GCN if model == "gcn" else SAGE
-    ours = Network([kind(data.width, width), kind(width, data.classes)])
+    ours = Network([kind(inner, width), kind(width, data.classes)])
     features = data.features
     if who != OURS and isinstance(features, CSR):
         features = features.dense()
     if who in (OURS, DENSE):
-        return ours, features, data.edges
-    theirs = Theirs(model, data.width, width, data.classes)
+        return ours, features, Edges.of(data.pairs, nodes, undirected=True)
+    theirs = Theirs(model, inner, width, data.classes)
     for layer, its in zip(ours.layers, theirs.layers):
         if model == "gcn":
             its.lin.weight.data, its.bias.data = layer.weight.data, layer.bias.data
         else:
             its.lin_r.weight.data, its.lin_l.weight.data = layer.own.weight.data, layer.others.weight.data
             its.lin_l.bias.data = layer.others.bias.data
-    if who == LISTED:
-        return theirs, features, data.edges.index
-    # The adjacency by targets is the transposed one that it wants.
-    return theirs, features, data.edges.sum.tensor(torch.float32)
+    index = torch.cat([data.pairs, data.pairs.flip(0)], 1)
+    # The adjacency of an undirected graph is the transposed one that its layers want.
+    return theirs, features, index if who == LISTED else to_torch_csr_tensor(index, size=(nodes, nodes))
 
 
-def epoch(network: nn.Module, features: Any, edges: Any, data: NodeData) -> Step:
+def epoch(network: nn.Module, features: Any, edges: Any, data: Graph) -> Step:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    targets = data.labels[data.train]
+    targets, train = data.labels[data.train], data.train
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(network(features, edges)[data.train], targets).backward()
+        F.cross_entropy(network(features, edges)[train], targets).backward()
         optimizer.step()
 
     return step
@@ -159,37 +171,40 @@ def speed(graph: str, model: str, rounds: int) -> list[dict[str, Any]]:
 
 def memory(graph: str, model: str) -> list[dict[str, Any]]:
     found = {}
-    for who in contestants(graph):
-        command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--peak", who, graph, model]
-        found[who] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        print(f"{graph} {model} {who}: {found[who]:.0f} MB", flush=True)
-    rival = min((LISTED, SPARSE), key=lambda who: found[who])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.pt"
+        if graph != "cora":
+            torch.save(read(graph)._asdict(), file)
+        for who in contestants(graph):
+            command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--peak", who, graph, model]
+            done = subprocess.run([*command, str(file)], capture_output=True, text=True, check=True)
+            found[who] = json.loads(done.stdout)
+            print(f"{graph} {model} {who}: {found[who]}", flush=True)
+    rival = min((LISTED, SPARSE), key=lambda who: found[who]["mb"])
     return [
         {
             "what": "memory", "graph": graph, "model": model, "who": who, "threads": torch.get_num_threads(),
-            "mb": used, "ratio": used / found[rival], "ratio_to": rival,
+            **used, "ratio": used["mb"] / found[rival]["mb"], "ratio_to": rival,
         }
         for who, used in found.items()
     ]  # fmt: skip
 
 
-def peak(who: str, graph: str, model: str) -> float:
-    """MB above what the imports took, from reading the graph to the end of the last epoch."""
+def peak(who: str, graph: str, model: str, file: str) -> dict[str, float]:
+    """MB from reading the graph to the end of the last epoch: of the process above the imports, and of tensors."""
     warm = nn.Linear(4, 4)  # the optimiser and the libraries' own threads are no part of it
     torch.optim.Adam(warm.parameters()).zero_grad()
     warm(torch.ones(300, 4)).sum().backward()
 
     def run() -> None:
-        data = read(graph)
-        made = prepared(who, model, graph, data)
-        if who != OURS:
-            # What only our side needs is not held on theirs.
-            data = replace(data, features=made[1], edges=Edges.of(torch.tensor([[0], [1]]), data.edges.nodes))
-        step = epoch(*made, data)
+        data = read(graph, Path(file))
+        network, features, edges = prepared(who, model, graph, data)
+        step = epoch(network, features, edges, data._replace(features=features))
+        del data
         for _ in range(EPOCHS):
             step()
 
-    return highest(run)[0] / 2**20
+    return {"process_mb": highest(run)[0] / 2**20, "mb": peak_memory(run) / 2**20}
 
 
 def main() -> None:
@@ -197,16 +212,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--what", nargs="+", choices=("speed", "memory"), default=["speed", "memory"])
-    parser.add_argument("--peak", nargs=3, metavar=("WHO", "GRAPH", "MODEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=4, metavar=("WHO", "GRAPH", "MODEL", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     if args.peak:
-        print(peak(*args.peak))
+        print(json.dumps(peak(*args.peak)))
         return
     path = results.FOLDER / f"{NAME}.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [row for row in kept if row["what"] not in args.what]
+    rows = [row for row in kept if row["what"] not in args.what or row["threads"] != args.threads]
     for graph in GRAPHS:
         for model in MODELS:
             if "speed" in args.what:

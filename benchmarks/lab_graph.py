@@ -21,8 +21,8 @@ def headline(rows: Rows) -> dict:
     each, lstm = (changed[f"{name}, numbered at random"] for name in ("max (weight per position)", "LSTM"))
     unit = (
         f"of {len(audits) + len(layers)} told rightly: {len(audits)} update functions certified or refuted by the "
-        f"auditor, {len(layers)} layers by numbering nodes anew. That changes {each:.0%} of what a network with a weight "
-        f"per position predicts, {lstm:.0%} of what one with an LSTM does, and nothing with a shared weight"
+        f"auditor, {len(layers)} layers by numbering nodes anew. That changes {each:.0%} of what a network with a "
+        f"weight per position predicts, {lstm:.0%} of what one with an LSTM does, and nothing with a shared weight"
     )
     return {"value": right, "unit": unit, "target": len(audits) + len(layers), "better": "higher"}
 

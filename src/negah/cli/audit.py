@@ -72,7 +72,8 @@ def tell(found: dict[str, Any]) -> None:
             )
         else:
             out.print("It makes no use of the messages.")
-        out.print(f"What it returns has no axis n: it is the same in every order, for every n (d = {found['width']}).")
+        width = f"d = {found['width']}" if found["width"] else "every d"
+        out.print(f"What it returns has no axis n: it is the same in every order, for every n and {width}.")
         return
     shown = found["counterexample"]
     if shown is not None:

@@ -137,13 +137,20 @@ def _average(
     return torch.stack([multiply(CSR(pattern, share), part) for share, part in heads], 1)
 
 
-def mapped(matrix: CSR, h: Features, weight: Float[Tensor, "outer inner"]) -> Float[Tensor, "node outer"]:
-    """matrix h W^T, aggregated at the smaller of the two widths."""
-    if isinstance(h, CSR) or weight.shape[0] < weight.shape[1]:
-        return matrix @ linear(h, weight)
-    return product(matrix @ h, weight)
+def mapped(
+    matrix: CSR, h: Features, weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"] | None = None
+) -> Float[Tensor, "node outer"]:
+    """matrix h W^T + b, aggregated at the smaller of the two widths."""
+    if not isinstance(h, CSR) and weight.shape[0] >= weight.shape[1]:
+        return product(matrix @ h, weight, bias)
+    out = matrix @ linear(h, weight)
+    return out if bias is None else out.add_(bias)
 
 
-def linear(h: Features, weight: Float[Tensor, "outer inner"]) -> Float[Tensor, "node outer"]:
-    """h W^T, of dense features or of sparse ones."""
-    return h @ weight.T if isinstance(h, CSR) else product(h, weight)
+def linear(
+    h: Features, weight: Float[Tensor, "outer inner"], bias: Float[Tensor, " outer"] | None = None
+) -> Float[Tensor, "node outer"]:
+    """h W^T + b, of dense features or of sparse ones."""
+    if not isinstance(h, CSR):
+        return product(h, weight, bias)
+    return h @ weight.T if bias is None else (h @ weight.T).add_(bias)

@@ -33,14 +33,14 @@ CHECKED = (2, 3, 5)  # sizes at which a certified function is run as well
 class Audit:
     """What is known of a function.
 
-    verdict: see above.  name: of the function.  width: of the features the derivation is for.
+    verdict: see above.  name: of the function.  width: of the features that a certificate is for; None for every.
     derivation: its lines (only where certified).  unproved: why there is no certificate.
     counterexample: the smallest that was found.  tried: where it was run.
     """
 
     verdict: Verdict
     name: str
-    width: int
+    width: int | None
     derivation: list[Step] = field(default_factory=list)
     unproved: str = ""
     counterexample: Counterexample | None = None
@@ -64,10 +64,15 @@ def audit(
     subject = Subject(f, name or getattr(f, "__name__", type(f).__name__), time.monotonic() + seconds)
     with torch.random.fork_rng(devices=[]):
         widths = widths_of(subject, width)
-        derivation = derive(f, widths[-1])
+        # Of a function that takes any width, a certificate for one would say nothing of the others.
+        certain = width
+        derivation = derive(f, certain)
+        if derivation.unproved and width is None and len(widths) == 1:
+            certain = widths[0]
+            derivation = derive(f, certain)
         if not derivation.unproved:
             _, tried = search(subject, widths[-1:], seed=seed, sizes=CHECKED)
-            return Audit("certified", subject.name, widths[-1], derivation.steps, tried=tried)
+            return Audit("certified", subject.name, certain, derivation.steps, tried=tried)
         found, tried = search(subject, widths, seed=seed)
     verdict: Verdict = "not refuted" if found is None else "refuted"
-    return Audit(verdict, subject.name, widths[-1], [], derivation.unproved, found, tried)
+    return Audit(verdict, subject.name, width, [], derivation.unproved, found, tried)

@@ -74,8 +74,8 @@ class Derivation:
     unproved: str = ""
 
 
-def derive(f: Callable[..., Any], width: int) -> Derivation:
-    """Read `f(h, messages)` for features of `width`; `unproved` is empty where the order is shown not to matter."""
+def derive(f: Callable[..., Any], width: int | None) -> Derivation:
+    """Read `f(h, messages)` for features of `width`, None for any; `unproved` is empty where no order can matter."""
     steps: list[Step] = []
     waiting: list[tuple[bool, ...]] = [()]
     values = 0
@@ -282,6 +282,8 @@ class Reader:
 
     def function(self, function: types.FunctionType, args: list[Any], given: dict[str, Any]) -> Any:
         """A Python function, read in its source."""
+        if function.__builtins__ is not vars(builtins):
+            raise Unproved(f"{function.__qualname__} has builtins of its own")
         node = source_of(function)
         names = function.__code__.co_freevars
         cells = dict(zip(names, function.__closure__ or ()))
@@ -398,7 +400,7 @@ class Reader:
             raise Unproved(f"{function.__name__}() takes a value out of a tensor")
         if any(isinstance(arg, Unknown) for arg in args):
             if function is range:
-                raise Unproved("it loops as often as there are messages, in their order")
+                raise Unproved("it loops as often as n or d says")
             return Unknown()
         if not all(type(arg) in (int, float, bool, str) for arg in args):
             raise Unproved(f"{function.__name__}() of these arguments is not understood")
@@ -553,10 +555,6 @@ class Reader:
                 return self.item(found, places)
             case ast.Lambda():
                 return self.written(node, scope)
-            case ast.NamedExpr(target=target, value=inner):
-                found = self.value(inner, scope)
-                self.assign(target, found, scope)
-                return found
             case ast.Call(func=func, args=args, keywords=keywords):
                 if any(keyword.arg is None for keyword in keywords):
                     raise Unproved("** in a call is not understood")

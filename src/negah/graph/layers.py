@@ -52,7 +52,7 @@ class Update(nn.Module):
         """Features [node, inner] to [node, outer]."""
         check(h, edges, self.own.in_features)
         messages = mapped(edges.typed(kind(h)).sum, h, self.others.weight)
-        return self.sigma(linear(h, self.own.weight) + messages + self.own.bias)
+        return self.sigma(linear(h, self.own.weight, self.own.bias).add_(messages))
 
 
 class GCN(nn.Module):
@@ -69,7 +69,7 @@ class GCN(nn.Module):
     def forward(self, h: Features, edges: Edges) -> Float[Tensor, "node outer"]:
         """Features [node, inner] to [node, outer]."""
         check(h, edges, self.weight.shape[1])
-        return mapped(edges.typed(kind(h)).gcn, h, self.weight) + self.bias
+        return mapped(edges.typed(kind(h)).gcn, h, self.weight, self.bias)
 
 
 class SAGE(nn.Module):
@@ -94,7 +94,7 @@ class SAGE(nn.Module):
             if isinstance(h, CSR):
                 raise InputError("a maximum over neighbours needs dense features: pass features.dense(), or use mean")
             messages = linear(neighbour_max(h, edges), self.others.weight)
-        return linear(h, self.own.weight) + messages + self.others.bias
+        return linear(h, self.own.weight, self.others.bias).add_(messages)  # in place: it is large
 
 
 class GIN(nn.Module):

@@ -124,7 +124,9 @@ class Network(nn.Module):
         first, *others = self.layers
         out = first(dropped(h, self.dropout, self.training), edges)
         for layer in others:
-            out = layer(dropped(self.sigma(out), self.dropout, self.training), edges)
+            out = self.sigma(out)  # one step a line: what is not needed any more is not held
+            out = dropped(out, self.dropout, self.training)
+            out = layer(out, edges)
         return out
 
 

@@ -402,11 +402,10 @@ def matmul(input: Any, other: Any = None, *, mat2: Any = None, vec: Any = None, 
     b = term(next(value for value in (other, mat2, vec, tensor, 0) if value is not None))
     if not a.axes or not b.axes:
         raise Unproved("it needs vectors or matrices")
-    left, right = a.axes[:-1], (b.axes[:-2] if len(b.axes) > 1 else ())
-    contracted(a.axes[-1], b.axes[-2] if len(b.axes) > 1 else b.axes[-1])
-    row = left[-1:] if len(a.axes) > 1 else ()
-    batch = broadcast([Term(left[:-1] if len(a.axes) > 1 else ()), Term(right)]).axes
-    return Term((*batch, *row, *(b.axes[-1:] if len(b.axes) > 1 else ())))
+    right, column = (b.axes[:-1], b.axes[-1:]) if len(b.axes) > 1 else (b.axes, ())
+    contracted(a.axes[-1], next(reversed(right)))
+    batch = broadcast([Term(a.axes[:-2]), Term(right[:-1])]).axes
+    return Term((*batch, *a.axes[-2:-1], *column))
 
 
 @rule("linear", "the same weights for every row")

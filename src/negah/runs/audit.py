@@ -102,7 +102,8 @@ def evidence(found: Audit) -> dict[str, Any]:
         "function": found.name,
         "width": found.width,
         "derivation": [
-            {"file": s.file, "line": s.line, "expression": s.expression, "kind": s.kind, "axes": s.axes} for s in found.derivation
+            {"file": s.file, "line": s.line, "expression": s.expression, "kind": s.kind, "axes": s.axes}
+            for s in found.derivation
         ],
         "no_certificate": found.unproved,
         "counterexample": None if shown is None else {
