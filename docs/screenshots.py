@@ -112,14 +112,14 @@ def neighbours_dark(page: Page) -> None:
 
 
 ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
-    "survey": (1080, 980, "light", survey),
+    "survey": (1000, 800, "light", survey),
     "survey-phone": (390, 844, "light", lambda page: None),
     "look": (1080, 900, "light", look),
     "attack": (1080, 960, "light", attack),
     "describe": (1080, 860, "light", describe),
     "imagine": (1080, 860, "light", imagine),
     "neighbours": (1080, 900, "light", neighbours),
-    "neighbours-dark": (1080, 860, "dark", neighbours_dark),
+    "neighbours-dark": (1080, 900, "dark", neighbours_dark),
 }
 """Picture to width, height, colour scheme, and what is done in the room."""
 
