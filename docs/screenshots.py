@@ -17,6 +17,7 @@ from negah.studio.app import served
 
 HERE = Path(__file__).resolve().parent / "img"
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+OUTLINE = "#ffd23f"  # of panels on the map
 LONGEST = 150_000  # bytes of a picture
 
 
@@ -45,11 +46,12 @@ def main() -> None:
 def save(content: bytes, path: Path) -> None:
     """In as many colours as LONGEST allows."""
     picture = Image.open(io.BytesIO(content)).convert("RGB")
+    weighted = Image.new("RGB", (picture.width, picture.height + 30), OUTLINE)  # so that few pixels keep their colour
+    weighted.paste(picture)
     for colours in (256, 128, 64, 48, 32):
         made = io.BytesIO()
-        picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
-            made, "PNG", optimize=True
-        )
+        palette = weighted.quantize(colours, method=Image.Quantize.MEDIANCUT)
+        picture.quantize(palette=palette, dither=Image.Dither.NONE).save(made, "PNG", optimize=True)
         if made.tell() <= LONGEST:
             break
     path.write_bytes(made.getvalue())
@@ -70,6 +72,7 @@ def survey(page: Page) -> None:
     press(page, "Survey")
     page.locator("dl.totals").wait_for()
     page.frame_locator("iframe").locator(".stage").wait_for()
+    page.evaluate("scrollTo(0, 230)")
 
 
 def look(page: Page) -> None:
@@ -87,13 +90,13 @@ def attack(page: Page) -> None:
 def describe(page: Page) -> None:
     example(page, "Draw some houses as an example", "house-0")
     page.get_by_label("Words").fill("a swimming pool\nhouses with red roofs\nno trees")
-    page.get_by_label("number input for Best of each").fill("5")
+    page.get_by_label("number input for Best of each").fill("4")
     press(page, "Search")
     page.get_by_text("cosine").first.wait_for()
 
 
 def imagine(page: Page) -> None:
-    page.get_by_label("Pictures each").fill("5")
+    page.get_by_label("Pictures each").fill("4")
     press(page, "Imagine")
     page.locator(".sheet img[alt^='in an']").first.wait_for()
 
@@ -109,14 +112,14 @@ def neighbours_dark(page: Page) -> None:
 
 
 ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
-    "survey": (1180, 1180, "light", survey),
+    "survey": (1000, 800, "light", survey),
     "survey-phone": (390, 844, "light", lambda page: None),
-    "look": (1180, 760, "light", look),
-    "attack": (1180, 980, "light", attack),
-    "describe": (1180, 860, "light", describe),
-    "imagine": (1180, 860, "light", imagine),
-    "neighbours": (1180, 940, "light", neighbours),
-    "neighbours-dark": (1180, 860, "dark", neighbours_dark),
+    "look": (1080, 900, "light", look),
+    "attack": (1080, 960, "light", attack),
+    "describe": (1080, 860, "light", describe),
+    "imagine": (1080, 860, "light", imagine),
+    "neighbours": (1080, 900, "light", neighbours),
+    "neighbours-dark": (1080, 900, "dark", neighbours_dark),
 }
 """Picture to width, height, colour scheme, and what is done in the room."""
 

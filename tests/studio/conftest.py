@@ -126,9 +126,9 @@ def room(page: Any) -> Callable[..., Room]:
 
 @pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small georeferenced town."""
+    """A small georeferenced town, in which the bundled model finds panels."""
     from negah.images.scenes import write_town
 
     path = tmp_path_factory.mktemp("town") / "town.tif"
-    write_town(path, size_px=300, gsd_m=0.3, seed=1)
+    write_town(path, size_px=420, gsd_m=0.3, seed=2)
     return path

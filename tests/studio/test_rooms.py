@@ -16,19 +16,19 @@ def test_survey_of_a_raster(room, page, town):
     survey.drop(town)
     survey.press("Survey")
     survey.panel.locator("dl.totals").wait_for()
-    assert "9 of 9 windows" in survey.panel.locator("dl.totals").inner_text()
+    assert "25 of 25 windows" in survey.panel.locator("dl.totals").inner_text()
     report = page.frame_locator("iframe[title='Report of the survey']")
     assert report.locator("h1").inner_text() == "Solar panels: town.tif"
     assert report.locator(".stage svg").is_visible()
     content = json.loads(survey.downloaded("run.json").read_text())
-    assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 9
+    assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 25
 
 
 def test_labels_of_a_few_windows_narrow_the_total(room, town):
     survey = room("Survey")
     survey.panel.get_by_role("button", name="Label next").click()
     survey.press("Choose windows")
-    survey.says("survey first")
+    survey.says("run the first step")
     survey.drop(town)
     survey.press("Survey")
     survey.panel.locator("dl.totals").wait_for()

@@ -75,7 +75,7 @@ def drawn(looked: Looked | None, layer: float, over: bool) -> str:
     name = f"after layer {number + 1}" if len(looked.colours) > 1 else "of the last map"
     pictures = [
         (looked.picture, "the picture", f"{looked.picture.shape[1]} px, as the model saw it"),
-        (enlarged(looked.colours[number].numpy()), "alike", f"principal components {name}"),
+        (enlarged(looked.colours[number].numpy()), "alike places", f"principal components {name}"),
     ]
     if looked.attention is not None:
         for head, weights in enumerate(looked.attention[number], 1):

@@ -47,6 +47,7 @@ CSS = """
 .dark { --color-accent: #f2b544; }
 .gradio-container { max-width: min(1240px, 100vw) !important; margin: 0 auto !important; overflow-x: clip !important; }
 .gradio-container .fillable { padding: 0 14px 40px !important; max-width: 100vw; box-sizing: border-box; }
+.gradio-container .fillable > .wrap { padding: 0 !important; }
 .gradio-container .wrap.zero, .tabs, .tab-wrapper { min-width: 0; max-width: 100%; }
 .gradio-container footer { display: none !important; }
 #masthead { padding: 22px 2px 6px; }
@@ -57,6 +58,7 @@ CSS = """
 .lead p { margin: 0 !important; padding: 2px; }
 .results h3 { margin: 20px 0 8px !important; font-size: 16px; }
 .results h3:first-child { margin-top: 2px !important; }
+table.file-preview, .file-preview tr { padding: 0 !important; }
 .files button[aria-label^=Remove], .files button[aria-label^=Clear] { display: none; }
 button[role=tab] { font-size: 15.5px !important; }
 :focus-visible { outline: 2px solid var(--border-color-accent) !important; outline-offset: 2px; }
@@ -68,11 +70,11 @@ button[role=tab] { font-size: 15.5px !important; }
   background: var(--background-fill-secondary); border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
 .told .bad { border-color: #a4372c; }
 .dark .told .bad { border-color: #f08a7c; }
-.totals { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 0 26px; margin: 0; }
-.totals div { padding: 10px 0 12px; border-top: 1px solid var(--border-color-primary); }
+.totals { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 0 22px; margin: 0; }
+.totals div { padding: 8px 0 9px; border-top: 1px solid var(--border-color-primary); }
 .totals dt { color: var(--body-text-color-subdued); font-size: 14px; }
-.totals dd { margin: 1px 0 0; font-size: 22px; line-height: 1.25; font-weight: 500; overflow-wrap: anywhere; }
-.totals small { display: block; margin-top: 3px; font-size: 13.5px; font-weight: 400; line-height: 1.45;
+.totals dd { margin: 0 !important; font-size: 20px; line-height: 1.25; font-weight: 500; overflow-wrap: anywhere; }
+.totals small { display: block; margin-top: 2px; font-size: 13px; font-weight: 400; line-height: 1.4;
   color: var(--body-text-color-subdued); }
 .totals div:first-child dd { color: var(--border-color-accent); }
 .page iframe { display: block; width: 100%; height: min(86vh, 940px); border: 1px solid var(--border-color-primary);
@@ -98,15 +100,14 @@ button[role=tab] { font-size: 15.5px !important; }
 .stars circle.m0 { fill: #f3c969; } .stars circle.m1 { fill: #9cc3e6; } .stars circle.m2 { fill: #b9d99a; }
 .stars circle.m3 { fill: #e3a9c0; } .stars circle.m4 { fill: #c9b7e4; } .stars circle.m5 { fill: #d6cfc0; }
 .stars [class^=m] + text { fill: #1c2024; }
-.plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
+.plot { max-width: 620px; padding: 6px 0; } .plot svg.graph { max-width: 400px; } .plot svg { width: 100%; height: auto; display: block; }
 .prose table.plain, table.plain { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 14.5px;
   font-variant-numeric: tabular-nums; }
+.prose .plain thead, .prose .plain tbody, .prose .plain tr { border: 0 !important; }
 .prose .plain th, .prose .plain td, .plain th, .plain td { text-align: left; padding: 7px 14px 7px 0; border: 0;
   border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 .prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
-  .gradio-container main.contain { padding: 0 !important; }
-  .gradio-container .fillable > .wrap { padding: 0 !important; }
   button[role=tab] { padding-inline: 9px !important; font-size: 15px !important; }
   #masthead { padding: 14px 0 2px; }
   .page iframe { height: 84vh; }
