@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from negah.probe.attentive import AttentiveHead
+
 VALID: dict[str, Callable[..., Any]] = {}
 INVALID: dict[str, Callable[..., Any]] = {}
 FEWEST: dict[str, int] = {}
@@ -34,6 +36,8 @@ with torch.random.fork_rng(devices=[]):
     GRU = nn.GRU(D, 4)
     CONV = nn.Conv1d(D, D, 3, padding=1).double()
     NORM = nn.LayerNorm(D).double()
+    HEAD = AttentiveHead(8, heads=2).double().eval()
+    PLACES = torch.randn(600, 8, dtype=torch.float64)
 
 
 def valid(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -322,7 +326,28 @@ def all_or_none(h, messages):
     return torch.cat([messages, torch.zeros(2, D, dtype=messages.dtype)]).amax(0)
 
 
+# A set of another kind: the attentive head over CLS (h) and patches (messages)
+
+
+@valid
+def head_presence(h, messages):
+    """Attentive head: presence, of CLS and patches."""
+    return HEAD(torch.cat([h[None], messages])[None]).logit[0]
+
+
+@valid
+def head_evidence(h, messages):
+    """Attentive head: evidence, summed over the patches."""
+    return HEAD(torch.cat([h[None], messages])[None]).patch_logits[0].sigmoid().sum()
+
+
 # Invalid
+
+
+@invalid
+def head_places(h, messages):
+    """Attentive head with a position embedding."""
+    return HEAD(torch.cat([h[None], messages + PLACES[: len(messages)]])[None]).logit[0]
 
 
 @invalid

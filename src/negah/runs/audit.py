@@ -21,7 +21,7 @@ from negah.graph.audit import Audit, audit
 from negah.graph.grammar import parse
 
 FILE = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)")
-STARTING_S = 30.0  # beside the limit: the process imports torch first
+STARTING_S = 120.0  # for the process to import torch, on a busy machine
 
 
 def audited(
@@ -46,7 +46,10 @@ def audited(
     work.start()
     theirs.close()
     try:
-        if not ours.poll(limit_s + STARTING_S):
+        if not ours.poll(STARTING_S):
+            raise InputError(f"no process could be started within {STARTING_S:g} s: the machine is too busy")
+        ours.recv()
+        if not ours.poll(limit_s):
             raise InputError(f"{target} did not return within {limit_s:g} s: it may loop forever (or give --limit-s)")
         found = ours.recv()
     except EOFError:
@@ -130,6 +133,7 @@ def plain(output: Tensor | str) -> Any:
 
 
 def _work(pipe: Connection, target: str, width: int | None, seed: int, seconds: float) -> None:
+    pipe.send("begun")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the function prints is not the result
     try:
         place = split(target)
