@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from negah.errors import InputError
-from negah.graph import GAT, GCN, Edges, Update
+from negah.graph import GAT, GCN, Edges, Update, networks
 from negah.graph.audit import audit
 from negah.graph.derive import derive
 from negah.graph.networks import audit_layer
@@ -137,9 +137,10 @@ def test_derivation_names_each_step():
 
 def test_a_certificate_says_for_which_width():
     assert audit(cases.total).width is None
-    assert audit(cases.by_heads, width=3).width == 3
-    flexible = audit(lambda h, m: m.sum(0) if m.shape[1] < 3 else m[0])
-    assert flexible.verdict == "refuted"
+    assert audit(cases.total, width=3).width == 3
+    narrow = cases.INVALID["The first message, where there are more than two features"]
+    assert not derive(narrow, 2).unproved and derive(narrow, None).unproved
+    assert audit(narrow).verdict == "refuted"
 
 
 # Counterexamples
@@ -149,7 +150,7 @@ def test_a_certificate_says_for_which_width():
     "Mission: maximum with a weight for each position", "A difference of 1e-4",
     "A difference of 1e-4 behind a cast to half precision", "A difference of 1e-8, after a softmax",
     "Weights that differ by 1 % in half precision", "Order-dependent only when n > 3",
-    "Order-dependent only when n > 6", "A branch that few features take", "Weights on the wrong side where n = d",
+    "A branch that few features take", "Weights on the wrong side where n = d",
     "Sorted by the first feature, weights with long mantissas: ties", "It raises where the first is negative",
     "Weights by position in NumPy",
 ])  # fmt: skip
@@ -177,14 +178,14 @@ def test_state_and_randomness_are_told(name):
 
 
 @pytest.mark.parametrize("name", [
-    "Sum in half precision: rounding depends on the order", "Sum in half precision, one by one",
-    "Mean in bfloat16, times a large number", "Sum around a large number, which cancels", "Rounded mean, which jumps",
-    "Sign of the sum of tenths", "Variance as a difference of means, which cancels", "Mean by NumPy, in half precision",
+    "Sum in half precision, one by one", "Mean in bfloat16, times a large number",
+    "Sum around a large number, which cancels", "Rounded mean, which jumps", "Sign of the sum of tenths",
+    "Variance as a difference of means, which cancels", "Mean by NumPy, in half precision",
     "A network in single precision",
 ])  # fmt: skip
 def test_rounding_is_no_counterexample(name):
     subject = Subject(cases.VALID[name], name)
-    found, tried = search(subject, widths_of(subject, None)[-1:], sizes=(2, 3, 4, 7, 33))
+    found, tried = search(subject, widths_of(subject, None)[-1:], sizes=(4, 7, 33))
     assert found is None and tried.complete
 
 
@@ -229,9 +230,10 @@ def checked(layer):
 
 
 @pytest.mark.parametrize("layer", [Update(2, 3), GCN(2, 3), GAT(2, 4, heads=2)], ids=lambda layer: type(layer).__name__)
-def test_our_layers_are_not_refuted(layer):
-    found = audit_layer(checked(layer.double()), width=2, seconds=1.0)
-    assert found.verdict == "not refuted" and 3 in found.tried.sizes
+def test_our_layers_are_not_refuted(layer, monkeypatch):
+    monkeypatch.setattr(networks, "SIZES", (2,))  # the rest is in test_layers.py
+    found = audit_layer(checked(layer.double()), width=2)
+    assert found.verdict == "not refuted" and found.tried.sizes == [2] and found.tried.complete
 
 
 def test_layers_that_know_numbers_are_refuted():
@@ -267,4 +269,4 @@ def test_modules_are_read_through():
     assert audit(Sets()).verdict == "certified"
     hooked = Sets()
     hooked.inner[0].register_forward_hook(lambda module, inputs, output: output[:1])
-    assert "hooks" in audit(hooked, seconds=0.5).unproved
+    assert "hooks" in derive(hooked, 3).unproved

@@ -20,7 +20,7 @@ import types
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -799,12 +799,10 @@ def source_of(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
     if not text:
         raise Unproved(f"the source of {function.__qualname__} cannot be read")
     try:
-        tree = ast.parse(text)
-        whole = compile(text, code.co_filename, "exec", dont_inherit=True)
+        tree, known = parsed(text)
     except (SyntaxError, ValueError) as error:
         raise Unproved(f"the source of {function.__qualname__} cannot be read") from error
-    wanted = fingerprint(code)
-    if not any(fingerprint(other) == wanted for other in codes(whole) if other.co_firstlineno == code.co_firstlineno):
+    if fingerprint(code) not in known.get(code.co_firstlineno, ()):
         raise Unproved(f"{function.__qualname__} is not what its file says now")
     spans = set(code.co_positions())
     for node in ast.walk(tree):
@@ -816,6 +814,15 @@ def source_of(function: types.FunctionType) -> ast.FunctionDef | ast.Lambda:
             if (body.lineno, body.end_lineno, body.col_offset, body.end_col_offset) in spans:
                 return node
     raise Unproved(f"{function.__qualname__} is of a kind that is not understood")
+
+
+@lru_cache(maxsize=16)
+def parsed(text: str) -> tuple[ast.Module, dict[int, list[Any]]]:
+    """The syntax of a file, and the fingerprints of all code in it, by its first line."""
+    known: dict[int, list[Any]] = {}
+    for code in codes(compile(text, "<source>", "exec", dont_inherit=True)):
+        known.setdefault(code.co_firstlineno, []).append(fingerprint(code))
+    return ast.parse(text), known
 
 
 def codes(whole: types.CodeType) -> Iterator[types.CodeType]:

@@ -35,12 +35,13 @@ def audit_layer(
 
     Raises InputError where the layer raises at every graph, writes into its inputs, or has not one row for each node.
     """
-    subject = Subject(layer, name or getattr(layer, "__name__", type(layer).__name__), time.monotonic() + seconds)
+    subject = Subject(layer, name or getattr(layer, "__name__", type(layer).__name__))
     generator = torch.Generator().manual_seed(seed)
     tried, begun = Tried(widths=[width]), time.monotonic()
     found = None
     with torch.random.fork_rng(devices=[]):
         accept(subject, width, generator)
+        subject.deadline = time.monotonic() + seconds
         try:
             found = search(subject, width, generator, tried)
         except Unsteady as shown:

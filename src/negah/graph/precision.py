@@ -4,7 +4,7 @@ Two orders of the same messages give outputs that differ.  It is rounding if the
 gets finer, so the function is run again with all its floating-point operations, casts to half precision included, done
 in float64, and in float32:
 
-    violation    |f64(x) - f64(px)|  >  64 * 2^-29 * max(|f32 - f64| at x, at px)  +  a few ulps
+    violation    |f64(x) - f64(px)|  >  64 * 2^-29 * max(|f32 - f64| at x, at px)  +  ulps of the largest number
 
 and f64 does not jump by as much in a neighbourhood of x in which equal features stay equal (a rounded mean jumps there;
 a choice between equal messages does not).  Where every number on the way fits into 24 bits nothing was rounded, and any
@@ -49,6 +49,7 @@ class Precision(TorchDispatchMode):
         super().__init__()
         self.dtype = dtype
         self.short = True  # every number so far fits into 24 bits
+        self.largest = 0.0  # of all finite ones
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,8 +66,9 @@ class Precision(TorchDispatchMode):
             if not any(isinstance(one, Tensor) for one in tree_leaves((args, kwargs))):
                 out = tree_map(lambda x: in_type(x, self.dtype), out)
         for one in tree_leaves(out):
-            if self.short and isinstance(one, Tensor) and one.is_floating_point() and one.numel():
-                self.short = fits(one)
+            if isinstance(one, Tensor) and one.is_floating_point() and one.numel():
+                self.short = self.short and fits(one)
+                self.largest = max(self.largest, float(one.nan_to_num(0, 0, 0).abs().max()))
         return out
 
 
@@ -150,15 +152,15 @@ class Subject:
             raise InputError(f"{self.name} returns {said(out)}, not a tensor: return one")
         return out.detach().clone()
 
-    def at(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, bool] | None:
-        """The output with all arithmetic in `dtype`, and whether nothing was rounded; None where it cannot be done."""
+    def at(self, inputs: Inputs, dtype: torch.dtype) -> tuple[Tensor, Precision] | None:
+        """The output with all arithmetic in `dtype`, and what was seen of it; None where it cannot be done."""
         mode = Precision(dtype)
         try:
             with mode:
                 out = self(inputs)
         except InputError:
             return None
-        return None if isinstance(out, str) else (numbers(out), mode.short)
+        return None if isinstance(out, str) else (numbers(out), mode)
 
     def differs(self, a: Inputs, b: Inputs, back: Callable[[Tensor], Tensor] = lambda x: x) -> Gap | None:
         """Whether f(a) and back(f(b)), which ought to be equal, differ by more than rounding.
@@ -185,13 +187,15 @@ class Subject:
         if fine_a is None or fine_b is None:
             limit = 1024 * limit
             return Gap(y, z, gap, limit) if gap > limit else None
-        (y64, exact), (z64, too) = fine_a, fine_b
+        (y64, seen_a), (z64, seen_b) = fine_a, fine_b
         if y64.shape != z64.shape or same(y64, back(z64)):
             return None
         gap = apart(y64, back(z64))
-        if exact and too and not self.left:
+        if seen_a.short and seen_b.short and not self.left:
             return Gap(y, z, gap, 0.0)
         rounding = self.rounding(a, b, y64, z64)
+        # A large number on the way rounds what is added to it, down to nothing in float32.
+        rounding += 8 * counted(a) * torch.finfo(torch.float64).eps * max(seen_a.largest, seen_b.largest)
         if not gap > rounding or self.jumps(a, y64, gap) or self.jumps(b, z64, gap):
             return None
         return Gap(y, z, gap, rounding)
@@ -256,8 +260,12 @@ def ulps(y: Tensor, z: Tensor, inputs: Sequence[Tensor], dtype: torch.dtype) -> 
     values = torch.cat([numbers(y).flatten(), numbers(z).flatten()])
     values = values[values.isfinite()]
     scale = float(values.abs().max()) if values.numel() else 0.0
-    count = max(8, *(len(x) if x.dim() else 1 for x in inputs))
-    return 8 * count * torch.finfo(dtype).eps * scale
+    return 8 * counted(inputs) * torch.finfo(dtype).eps * scale
+
+
+def counted(inputs: Sequence[Tensor]) -> int:
+    """How many numbers are added up, roughly."""
+    return max(8, *(len(x) if x.dim() else 1 for x in inputs))
 
 
 def said(value: Any) -> str:
