@@ -112,7 +112,7 @@ def neighbours_dark(page: Page) -> None:
 
 
 ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
-    "survey": (1000, 800, "light", survey),
+    "survey": (1080, 860, "light", survey),
     "survey-phone": (390, 844, "light", lambda page: None),
     "look": (1080, 900, "light", look),
     "attack": (1080, 960, "light", attack),

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from negah.cli import main as cli
+from negah.errors import InputError
 from negah.language import CLIP, Tokenizer
 from negah.language.load import save
 from negah.nn.text import TextTransformer
 from negah.nn.vit import ViT
+from negah.runs.search import classify
 from negah.train import Batches, fit
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "white": (240, 240, 240)}
@@ -65,6 +67,17 @@ def test_words_find_their_pictures(model, folder, capsys):
     assert cli.main(words) == 0
     out = capsys.readouterr().out
     assert "a green field" in out and "0-green.png" in out and "12 pictures, 12 of them looked at now" in out
+
+
+def test_pictures_are_sorted_into_classes_that_are_words(model, folder):
+    (folder / "broken.png").write_bytes(b"no picture")
+    names = list(COLOURS)
+    found = classify(names, [folder], model=str(model), templates=["a {} field"])
+    assert len(found.chances) == 12 and [name for name, _ in found.failures] == [str(folder / "broken.png")]
+    for name, chances in found.chances:
+        assert sum(chances) == pytest.approx(1) and names[int(np.argmax(chances))] in name
+    with pytest.raises(InputError, match="at least two classes"):
+        classify(["red"], [folder], model=str(model))
 
 
 def test_a_picture_finds_those_like_it(model, folder, capsys):

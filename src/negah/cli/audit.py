@@ -12,7 +12,7 @@ SHOWN = 12  # sizes that are listed
 
 @dataclass
 class Audit(show.Verb):
-    """Does an update function of a graph network depend on the order of the neighbours?
+    """Say whether an update function of a graph network depends on the order of the neighbours.
 
     FUNCTION is FILE.py:function, called as f(h, messages): h [d] is a node's features, messages [n, d] its neighbours'.
     The file is executed, as code of your own: audit only what you would run. Or a line of text, which is not:

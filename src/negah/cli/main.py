@@ -66,7 +66,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "in a browser": ("studio",),
     "map solar panels": ("survey", "calibrate", "scene", "export"),
     "learn from your pictures": ("pretrain", "probe train", "probe eval"),
-    "put a model to the test": ("attack", "attack area", "harden"),
+    "put a model to the test": ("attack", "attack area", "harden", "audit"),
     "pictures and words": ("search", "caption", "generate", "dreambooth"),
     "understand": ("lab",),
     "this machine": ("doctor", "completion"),

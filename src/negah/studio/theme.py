@@ -46,7 +46,8 @@ CSS = """
 :root { --color-accent: #8f5600; }
 .dark { --color-accent: #f2b544; }
 .gradio-container { max-width: min(1240px, 100vw) !important; margin: 0 auto !important; overflow-x: clip !important; }
-.gradio-container .fillable { padding: 0 14px 40px !important; max-width: 100vw; box-sizing: border-box; }
+.gradio-container .fillable { padding: 0 22px 40px !important; max-width: min(1240px, 100vw) !important; }
+.gradio-container .fillable { box-sizing: border-box; }
 .gradio-container .fillable > .wrap { padding: 0 !important; }
 .gradio-container .wrap.zero, .tabs, .tab-wrapper { min-width: 0; max-width: 100%; }
 .gradio-container footer { display: none !important; }
@@ -100,7 +101,8 @@ button[role=tab] { font-size: 15.5px !important; }
 .stars circle.m0 { fill: #f3c969; } .stars circle.m1 { fill: #9cc3e6; } .stars circle.m2 { fill: #b9d99a; }
 .stars circle.m3 { fill: #e3a9c0; } .stars circle.m4 { fill: #c9b7e4; } .stars circle.m5 { fill: #d6cfc0; }
 .stars [class^=m] + text { fill: #1c2024; }
-.plot { max-width: 620px; padding: 6px 0; } .plot svg.graph { max-width: 400px; } .plot svg { width: 100%; height: auto; display: block; }
+.plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
+.plot svg.graph { max-width: 400px; }
 .prose table.plain, table.plain { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 14.5px;
   font-variant-numeric: tabular-nums; }
 .prose .plain thead, .prose .plain tbody, .prose .plain tr { border: 0 !important; }
@@ -108,6 +110,7 @@ button[role=tab] { font-size: 15.5px !important; }
   border-top: 1px solid var(--border-color-primary); vertical-align: top; }
 .prose .plain th, .plain th { font-weight: 600; border-top: 0; color: var(--body-text-color-subdued); }
 @media (max-width: 640px) {
+  .gradio-container .fillable { padding: 0 14px 32px !important; }
   button[role=tab] { padding-inline: 9px !important; font-size: 15px !important; }
   #masthead { padding: 14px 0 2px; }
   .page iframe { height: 84vh; }
