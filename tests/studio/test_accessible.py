@@ -1,0 +1,37 @@
+"""What a reader of screens and a narrow window meet, by axe and by the page's own width."""
+
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("Survey", "Look", "Attack", "Describe", "Imagine", "Neighbours")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The rules of axe-core, as the script that a page runs."""
+    package = pytest.importorskip("axe_playwright_python", reason="accessibility needs axe-playwright-python")
+    return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_any_room(page, room, axe, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate(axe)
+    found = []
+    for name in ROOMS:
+        room(name)
+        for violation in page.evaluate("() => axe.run()")["violations"]:
+            if violation["impact"] in ("serious", "critical"):
+                places = [node["target"] for node in violation["nodes"]]
+                found.append((name, violation["id"], places[:3]))
+    assert found == []
+
+
+def test_a_telephone_does_not_scroll_sideways(page, room):
+    for name in ROOMS:
+        page.set_viewport_size({"width": 1280, "height": 900})  # where no tab hides behind another
+        room(name)
+        page.set_viewport_size({"width": 390, "height": 844})
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{name} is {wide} px wide"
