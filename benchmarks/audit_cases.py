@@ -331,13 +331,13 @@ def all_or_none(h, messages):
 
 @valid
 def head_presence(h, messages):
-    """Attentive head: presence, of CLS and patches."""
+    """Attentive head: presence."""
     return HEAD(torch.cat([h[None], messages])[None]).logit[0]
 
 
 @valid
 def head_evidence(h, messages):
-    """Attentive head: evidence, summed over the patches."""
+    """Attentive head: summed evidence."""
     return HEAD(torch.cat([h[None], messages])[None]).patch_logits[0].sigmoid().sum()
 
 

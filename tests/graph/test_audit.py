@@ -34,7 +34,7 @@ UNCERTIFIED = {
     "Sum in half precision, one by one", "A sum written as a loop", "Mean by NumPy, in half precision",
     "Sum of Python's numbers, exactly rounded",
     # While tests run, every function of negah is wrapped to check its shapes, and the wrapper cannot be read.
-    "Attentive head: presence, of CLS and patches", "Attentive head: evidence, summed over the patches",
+    "Attentive head: presence", "Attentive head: summed evidence",
 }  # fmt: skip
 
 
