@@ -1,4 +1,4 @@
-"""Claim: whether pictures drawn after DreamBooth on five of a rare panel type help to find it in real pictures
+"""Claim: Whether pictures drawn after DreamBooth on five of a rare panel type help to find it in real pictures
 
     python benchmarks/augment_jiangsu.py [--seeds 3]
 

@@ -1,4 +1,4 @@
-"""Claim: guidance trades variety for agreement with the words, and how far each kind can be turned up.
+"""Claim: Guidance trades variety for agreement with the words, and how far each kind can be turned up
 
     python benchmarks/guidance_sweep.py [--seeds 16] [--grid docs/img/guidance.png]
 

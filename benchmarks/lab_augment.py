@@ -1,4 +1,4 @@
-"""Claim: whether pictures drawn after DreamBooth on five of a rare panel type help a detector to find it
+"""Claim: Whether pictures drawn after DreamBooth on five of a rare panel type help a detector to find it
 
 `negah lab augment` with generated houses, whose rare panels are red as roof tiles, two seeds.  augment_jiangsu.py asks
 the same of real pictures.

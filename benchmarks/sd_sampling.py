@@ -1,4 +1,4 @@
-"""Claim: a picture of Stable Diffusion 1.5's shapes takes less time than with diffusers on a CPU, at equal output.
+"""Claim: A picture of Stable Diffusion 1.5's shapes takes less time than with diffusers on a CPU, at equal output
 
     python benchmarks/sd_sampling.py [--threads 2] [--rounds 3] [--steps 8] [--size 512]
 

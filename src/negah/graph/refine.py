@@ -22,6 +22,7 @@ from negah.errors import WeightsError
 from negah.graph.edges import Edges
 from negah.graph.layers import SAGE
 from negah.weights.files import read
+from negah.weights.save import write
 
 
 class Refiner(nn.Module):
@@ -68,11 +69,16 @@ class Refiner(nn.Module):
         return self.among(self.alone(feature, logit), logit, edges)
 
 
-def save(refiner: Refiner, path: Path, *, detector: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write a refiner as one safetensors file.  detector: the mark of the one whose features and logits it reads."""
+def save(refiner: Refiner, path: Path, *, detector: str, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a refiner as one safetensors file, and return its path.
+
+    detector: the mark of the one whose features and logits it reads.  Raises OutputError when it cannot be written.
+    """
     about = {"dim": refiner.dim, "width": refiner.width, "depth": refiner.depth, "detector": detector}
     tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in refiner.state_dict().items()}
-    save_file(tensors, str(path), metadata={"negah": json.dumps({"refiner": about}, sort_keys=True)})
+    told = {"negah": json.dumps({"refiner": about}, sort_keys=True)}
+    write(path, lambda file: save_file(tensors, str(file), metadata=told))
+    return path
 
 
 def load(name_or_path: str | Path) -> tuple[Refiner, str]:

@@ -114,6 +114,14 @@ def find_sources(paths: Sequence[str | Path]) -> list[Source]:
     return sorted(found.values(), key=_order)
 
 
+def find_source(path: str | Path) -> Source:
+    """The one picture that a path leads to.  Raises InputError as `find_sources` does, and where there are more."""
+    sources = find_sources([path])
+    if len(sources) != 1:
+        raise InputError(f"{path} holds {len(sources)} pictures: give one")
+    return sources[0]
+
+
 def clean(name: str) -> str:
     """A file's name as text that can be printed and stored: undecodable bytes and control characters become '?'."""
     text = name.encode("utf-8", "replace").decode("utf-8")

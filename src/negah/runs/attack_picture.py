@@ -21,7 +21,7 @@ from negah.adversarial import apgd, fgsm, pgd, square
 from negah.adversarial.target import logits_of, still
 from negah.errors import InputError
 from negah.images.pool import Picture
-from negah.images.sources import find_sources
+from negah.images.sources import find_source
 from negah.runs.attack import NORMS
 from negah.runs.classifiers import classifier
 from negah.runs.record import compute_device
@@ -68,13 +68,11 @@ def attack_picture(
     """
     if method not in METHODS or norm not in NORMS:
         raise InputError(f"{method} in {norm}: the methods are {', '.join(METHODS)}, the norms {', '.join(NORMS)}")
-    sources = find_sources([path])
-    if len(sources) != 1:
-        raise InputError(f"{path} holds {len(sources)} pictures: give one")
-    with sources[0].open() as raster:
+    source = find_source(path)
+    with source.open() as raster:
         short = min(raster.width, raster.height)
     judged = classifier(model, device=compute_device())
-    before = judged.prepare(Picture(sources[0]).pixels(short).rgb).to(judged.device)[None]
+    before = judged.prepare(Picture(source).pixels(short).rgb).to(judged.device)[None]
     generator = torch.Generator(judged.device).manual_seed(seed)
     attack = {
         "FGSM": fgsm,

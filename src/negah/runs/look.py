@@ -12,7 +12,7 @@ from torch import Tensor
 from negah import weights
 from negah.errors import InputError
 from negah.images.pool import Picture
-from negah.images.sources import find_sources
+from negah.images.sources import find_source
 from negah.nn.backbone import ViTBackbone
 from negah.probe.maps import attention_maps, can_map, patch_features, principal_colours
 from negah.runs.record import compute_device
@@ -43,16 +43,14 @@ def look(
     backbone: whatever `weights.backbone` takes.  Raises InputError for a picture that cannot be read, more than one, or
     a side that is too large or too small, WeightsError for a backbone that cannot be had.
     """
-    sources = find_sources([path])
-    if len(sources) != 1:
-        raise InputError(f"{path} holds {len(sources)} pictures: give one")
+    source = find_source(path)
     if not 16 <= side <= LARGEST:
         raise InputError(f"a side of {side} px: give one from 16 to {LARGEST}")
     net = weights.backbone(backbone, device=compute_device())
     if not can_map(net):
         raise InputError(f"no maps of {backbone}: vision transformers and residual networks have them")
     patch = net.vit.patch if isinstance(net, ViTBackbone) else 1
-    pixels = Picture(sources[0]).pixels(max(1, round(side / patch)) * patch)
+    pixels = Picture(source).pixels(max(1, round(side / patch)) * patch)
     image = torch.from_numpy(pixels.rgb.copy()).permute(2, 0, 1)[None]
     layers = range(net.vit.depth) if isinstance(net, ViTBackbone) else (-1,)
     attention, colours = [], []

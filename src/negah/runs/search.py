@@ -67,8 +67,6 @@ def search(
     clip = clip.to(compute_device())
     known = Index.load(index) if index is not None and index.exists() else None
     whole, looked_at, failures = indexed(clip, sources, known, progress)
-    if not len(whole):
-        raise InputError(f"none of {len(sources)} pictures can be read (first: {failures[0][1]})")
     if index is not None and looked_at:
         whole.save(index)
     vectors = torch.cat([of_query(clip, tokens, query) for query in queries])
@@ -105,8 +103,6 @@ def classify(
     sources = find_sources(images)
     clip = clip.to(compute_device())
     whole, _, failures = indexed(clip, sources, None, progress)
-    if not len(whole):
-        raise InputError(f"none of {len(sources)} pictures can be read (first: {failures[0][1]})")
     words = prototypes(clip, tokens, classes, templates).cpu()
     chances = (clip.log_scale.detach().exp().cpu() * whole.vectors @ words.T).softmax(1)
     return Classified(tuple(classes), list(zip(whole.names, chances.tolist())), failures)
@@ -123,7 +119,10 @@ def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP | CoCa, Toke
 def indexed(
     clip: CLIP | CoCa, sources: Sequence[Source], known: Index | None, progress: Progress
 ) -> tuple[Index, int, list[tuple[str, str]]]:
-    """An index of the sources; of how many a vector was made, the others being known; what could not be read."""
+    """An index of the sources; of how many a vector was made, the others being known; what could not be read.
+
+    Raises InputError where none can be read.
+    """
     model = digest(clip)
     vectors: dict[str, Tensor] = {}
     if known is not None and known.about.get("model") == model:
@@ -137,7 +136,9 @@ def indexed(
         else:
             vectors[mark] = found
     kept = [mark for mark in stamps if mark in vectors]
-    stacked = torch.stack([vectors[mark] for mark in kept]) if kept else torch.empty(0, clip.dim)
+    if not kept:
+        raise InputError(f"none of {len(sources)} pictures can be read (first: {failures[0][1]})")
+    stacked = torch.stack([vectors[mark] for mark in kept])
     about = {"model": model, "stamps": json.dumps(kept)}
     return Index.of([stamps[mark].name for mark in kept], stacked, about), len(new) - len(failures), failures
 

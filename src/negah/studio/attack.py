@@ -14,6 +14,7 @@ from torch import Tensor
 
 from negah.errors import InputError
 from negah.images.scenes import render
+from negah.images.sources import PICTURES
 from negah.runs.attack import NORMS
 from negah.runs.attack import Options as Evaluation
 from negah.runs.attack import attack as evaluate
@@ -23,8 +24,6 @@ from negah.runs.page import figure, svg
 from negah.studio import parts
 from negah.studio.work import Progress, Work, gathered
 
-MODEL = "negah/aerial-tiny"
-PICTURES = [".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2"]
 LARGEST = {"Linf": 16.0, "L2": 4.0, "L1": 60.0}  # radius that the slider goes to: grey levels, else of pixels in [0, 1]
 FIRST = {"Linf": 3.0, "L2": 0.5, "L1": 8.0}
 STRONG = 0.3  # what the largest change is drawn as, above and below a middle grey
@@ -51,7 +50,7 @@ def room(work: Work) -> None:
     parts.lead("Drop a picture: how small a change makes the detector say something else, or measure another area?")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = gr.File(label="Picture", file_types=PICTURES, height=150)
+            file = gr.File(label="Picture", file_types=list(PICTURES), height=150)
             example = gr.Button("Draw a house as an example", size="sm")
             method = gr.Dropdown(list(METHODS), value="PGD", label="Attack")
             norm = gr.Radio(list(NORMS), value="Linf", label="Norm")
@@ -109,13 +108,16 @@ def prepare(
     def job(progress: Progress) -> Both:
         progress("attacking", 0, 0)
         count = int(steps) * (QUERIES if method == "Square" else 1)
-        seen = attack_picture(path, model=model or MODEL, method=method, norm=norm, eps=radius(norm, eps), steps=count)
+        seen = attack_picture(
+            path, model=model or parts.DETECTOR, method=method, norm=norm, eps=radius(norm, eps), steps=count
+        )
         moved = None
         if norm == "Linf":
             levels = sorted({max(0.5, eps / 4), max(0.5, eps / 2), eps})
             moved = attack_areas(
-                [path], model=model or MODEL, gsd=metres, eps=[level / 255 for level in levels], images=WINDOWS,
-                steps=int(steps), progress=lambda stage, done, total: progress("moving the area", done, total),
+                [path], model=model or parts.DETECTOR, gsd=metres, eps=[level / 255 for level in levels],
+                images=WINDOWS, steps=int(steps),
+                progress=lambda stage, done, total: progress("moving the area", done, total),
             )  # fmt: skip
         return Both(seen, moved, norm)
 
@@ -136,7 +138,7 @@ def climb(
     )  # fmt: skip
 
     def job(progress: Progress) -> Path:
-        evaluate(model or MODEL, data, folder / "attack", options, progress=progress)
+        evaluate(model or parts.DETECTOR, data, folder / "attack", options, progress=progress)
         return folder / "attack"
 
     return job

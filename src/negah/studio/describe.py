@@ -20,7 +20,6 @@ from negah.runs.search import classify, search
 from negah.studio import parts
 from negah.studio.work import Progress, Work, gathered
 
-TYPES = [".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2", ".zip", ".tar", ".gz", ".tgz"]
 SHOWN = 128  # side of a picture on the page
 MOST = 48  # pictures that are shown
 EXAMPLES = 16  # pictures of the example
@@ -42,7 +41,7 @@ def room(work: Work) -> None:
     parts.lead("Drop pictures or an archive of them: find them by words, let a model say what they show, or sort them.")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            files = gr.File(label="Pictures", file_count="multiple", file_types=TYPES, height=150)
+            files = gr.File(label="Pictures", file_count="multiple", file_types=parts.TYPES, height=150)
             example = gr.Button("Draw some houses as an example", size="sm")
             with gr.Tabs():
                 with gr.Tab("Search"):

@@ -13,12 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from negah.images.scenes import render
+from negah.images.sources import PICTURES
 from negah.runs.look import LARGEST, SIDE, Looked, look
 from negah.studio import parts
 from negah.studio.work import Progress, Work, gathered
 
-MODEL = "negah/aerial-tiny"
-PICTURES = [".tif", ".tiff", ".png", ".jpg", ".jpeg", ".jp2"]
 SHOWN = 224  # side of a map on the page, in pixels
 TAILS = 0.02  # of an attention map that are shown as its brightest
 
@@ -30,10 +29,10 @@ def room(work: Work) -> None:
     parts.lead("Drop a picture: where does each head of a model look, and which places are alike to it?")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            file = gr.File(label="Picture", file_types=PICTURES, height=150)
+            file = gr.File(label="Picture", file_types=list(PICTURES), height=150)
             example = gr.Button("Draw a house as an example", size="sm")
             model = gr.Textbox(
-                value=MODEL, label="Backbone",
+                value=parts.DETECTOR, label="Backbone",
                 info="A bundled name, a .safetensors file, or a name of the Hugging Face hub (fetched there).",
             )  # fmt: skip
             side = gr.Slider(64, LARGEST, step=16, value=SIDE, label="Side in pixels that the model sees")
@@ -64,7 +63,7 @@ def room(work: Work) -> None:
 def prepare(folder: Path, file: str | None, model: str, side: float) -> Callable[[Progress], Looked]:
     """The look that the page asks for."""
     path = gathered([file] if file else None, folder)[0]
-    return lambda progress: look(path, model.strip() or MODEL, side=int(side), progress=progress)
+    return lambda progress: look(path, model.strip() or parts.DETECTOR, side=int(side), progress=progress)
 
 
 def drawn(looked: Looked | None, layer: float, over: bool) -> str:

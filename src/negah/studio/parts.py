@@ -9,8 +9,15 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from negah.errors import InputError
+from negah.images.sources import PICTURES, TARS, ZIPS
 from negah.runs.page import picture_uri
 from negah.studio.work import Done, Failed, Progress, Step, Work
+
+DETECTOR = "negah/aerial-tiny"
+"""The bundled model: what the rooms use unless another is given."""
+
+TYPES = [*PICTURES, *ZIPS, *TARS, ".gz", ".tgz", ".bz2", ".xz"]
+"""Endings of pictures and archives of them, as the browser offers them to choose from."""
 
 LISTED = 12  # failures that are told one by one
 GREY = "#7d858d"  # letters of a plot, which has no background of its own

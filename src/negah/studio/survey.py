@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from negah.errors import InputError
-from negah.images.sources import PICTURES, TARS, ZIPS
 from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
@@ -16,9 +15,8 @@ from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import parts
 from negah.studio.work import Progress, Work, gathered
 
-MODEL = "negah/aerial-tiny"
 EXAMPLE_PX = 900  # side of the generated town
-TYPES = [*PICTURES, *ZIPS, *TARS, ".gz", ".bz2", ".xz", ".tgz", ".tfw", ".jgw", ".pgw", ".xml"]
+BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
 
 FILLED = "labels.csv"  # what was chosen, filled in
 ACCEPT = "Rows that I leave empty: what was measured is right"
@@ -42,13 +40,13 @@ def room(work: Work) -> None:
     parts.lead("Drop a GeoTIFF, pictures or an archive of them: where are solar panels, and how large are they?")
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            files = gr.File(label="Pictures", file_count="multiple", file_types=TYPES, height=150)
+            files = gr.File(label="Pictures", file_count="multiple", file_types=[*parts.TYPES, *BESIDE], height=150)
             example = gr.Button("Draw a town as an example", size="sm")
             gsd = gr.Textbox(
                 label="Metres per pixel", info="Of pictures that do not say, such as PNG and JPEG.", placeholder="0.3"
             )
             threshold = gr.Slider(
-                0.05, 0.95, step=0.01, value=round(detector_of(MODEL).info.threshold, 2), label="Threshold",
+                0.05, 0.95, step=0.01, value=round(detector_of(parts.DETECTOR).info.threshold, 2), label="Threshold",
                 info="Probability from which a window has panels.",
             )  # fmt: skip
             with gr.Accordion("More", open=False):
@@ -97,7 +95,7 @@ def prepare(
 ) -> Callable[[Progress], Asked]:  # fmt: skip
     """The survey that the page asks for."""
     paths = gathered(files, folder)
-    usual = threshold == round(detector_of(MODEL).info.threshold, 2)  # the slider knows two places
+    usual = threshold == round(detector_of(parts.DETECTOR).info.threshold, 2)  # the slider knows two places
     options = Options(
         gsd=parts.number(gsd, "metres per pixel"), overlap=overlap,
         threshold=None if calibration or usual else threshold,
@@ -114,8 +112,8 @@ def prepare(
 
 def surveyed(paths: Sequence[str], folder: Path, options: Options, progress: Progress) -> Summary:
     """The survey of a room's folder; a second one goes on from its ledger, and is fast."""
-    detector = detector_of(MODEL).to(compute_device())
-    return survey(paths, folder / "map", [detector], options, given={"model": MODEL}, progress=progress)
+    detector = detector_of(parts.DETECTOR).to(compute_device())
+    return survey(paths, folder / "map", [detector], options, given={"model": parts.DETECTOR}, progress=progress)
 
 
 def interval_of(summary: Summary) -> tuple[str, float, float | None, float | None]:
