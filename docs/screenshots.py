@@ -75,6 +75,20 @@ def survey(page: Page) -> None:
     page.evaluate("scrollTo(0, 230)")
 
 
+def area(page: Page) -> None:
+    example(page, "Draw a town as an example", "town")
+    page.get_by_role("button", name="Only a part").click()
+    press(page, "Show the map")
+    picture = page.locator(".map img")
+    for count, (across, down) in enumerate(((0.3, 0.3), (0.62, 0.31), (0.6, 0.66), (0.31, 0.64)), 1):
+        box = picture.bounding_box()
+        assert box
+        picture.click(position={"x": across * box["width"], "y": down * box["height"]})
+        page.get_by_text(f"1 area, {count} corner").wait_for()
+    page.get_by_role("button", name="Only a part").scroll_into_view_if_needed()
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+
+
 def look(page: Page) -> None:
     example(page, "Draw a house as an example", "house")
     press(page, "Look")
@@ -113,6 +127,7 @@ def neighbours_dark(page: Page) -> None:
 
 ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
     "survey": (1080, 860, "light", survey),
+    "survey-area": (1080, 720, "light", area),
     "survey-phone": (390, 844, "light", lambda page: None),
     "look": (1080, 900, "light", look),
     "attack": (1080, 960, "light", attack),

@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from numpy import ndarray
 
 from negah.errors import NegahError
-from negah.images.raster import Raster
+from negah.images.overview import overview, within
 from negah.images.sources import Source
-from negah.images.windows import Box
 from negah.solar.ledger import Window
 from negah.solar.outputs import Drawn, read_heat
 from negah.solar.plan import Plan, PlannedSource
@@ -18,8 +15,6 @@ from negah.solar.report import Find, Overview
 
 MAPS = 12  # overviews in the report: each reads its source once more
 MAP_PIXELS = 1400  # along an overview's longer side
-MAP_READ = 2**22  # source pixels that are read at a time for it: the bound on memory ...
-MAP_ROWS = 512  # ... but at least these rows, the height of common blocks, which would be decoded several times else
 HEAT_CELLS = 700  # along the longer side of the heat map that the report shows
 
 
@@ -45,9 +40,10 @@ def overviews(
         progress(count, len(shown))
         try:
             with sources[source.position].open() as raster:
-                image = overview_image(raster, longest=MAP_PIXELS)
+                rgb, valid = overview(raster, within(raster, MAP_PIXELS))
         except (NegahError, OSError):
             continue  # it is among the failures already, or it went away since it was scored
+        image = np.where(valid[..., None], rgb, 255)
         scale = image.shape[1] / source.width, image.shape[0] / source.height
         outlines, labels = [], []
         for shape, m2, probability in zip(*drawn[source.position], strict=True):
@@ -64,20 +60,6 @@ def overviews(
             metres_per_px=source.gsd_m / scale[0],
         ))  # fmt: skip
     return pictures
-
-
-def overview_image(raster: Raster, *, longest: int) -> UInt8[ndarray, "h w 3"]:
-    """A whole raster made small, read in bands so that memory does not grow with its height."""
-    shrink = max(1.0, max(raster.width, raster.height) / longest)
-    height, width = max(1, round(raster.height / shrink)), max(1, round(raster.width / shrink))
-    image = np.zeros((height, width, 3), np.uint8)
-    step = max(1, int(max(MAP_READ / raster.width, MAP_ROWS) / shrink))
-    for top in range(0, height, step):
-        end = min(top + step, height)
-        first, last = round(top * raster.height / height), round(end * raster.height / height)
-        rgb, valid = raster.read(Box(0, first, raster.width, last - first), (end - top, width))
-        image[top:end] = np.where(valid[..., None], rgb, 255)
-    return image
 
 
 def finds(plan: Plan, sources: Sequence[Source], windows: list[Window]) -> list[Find]:

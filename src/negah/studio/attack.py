@@ -62,7 +62,7 @@ def room(work: Work) -> None:
                 steps = gr.Slider(1, 100, step=1, value=20, label="Steps")
                 gsd = gr.Textbox(label="Metres per pixel", info="Of pictures that do not say.", placeholder=str(GSD_M))
                 model = gr.File(
-                    label="Detector of your own, instead of the bundled one", file_types=[".safetensors"], height=110
+                    label="Detector of your own, instead of the bundled one", file_types=[".safetensors"], height=132
                 )
             buttons = parts.controls("Attack")
         with gr.Column(scale=2, min_width=320):
@@ -84,7 +84,7 @@ def room(work: Work) -> None:
     parts.wire(work, "roof", buttons._replace(go=example), [], [file], house, lambda path: [str(path)])
     parts.wire(
         work, "ladder", ladder, [labelled, norm, eps, steps, some, model], [report, downloads], climb,
-        lambda out: [parts.framed(out / "report.html", "Report of the attack"), parts.files(out)],
+        lambda out: [parts.framed(out / "report.html", "Report of the attack"), parts.files(sorted(out.iterdir()))],
     )  # fmt: skip
 
     def scaled(norm: str) -> Any:

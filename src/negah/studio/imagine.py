@@ -40,7 +40,7 @@ def room(work: Work) -> None:
                 sampler = gr.Dropdown(list(get_args(SamplerName)), value="dpmpp-2m", label="Sampler")
                 steps = gr.Slider(2, 100, step=1, value=20, label="Steps")
                 negative = gr.Textbox(label="Words to be guided away from")
-                lora = gr.File(label="LoRA of `negah dreambooth`", file_types=[".safetensors"], height=110)
+                lora = gr.File(label="LoRA of `negah dreambooth`", file_types=[".safetensors"], height=132)
             buttons = parts.controls("Imagine")
         with gr.Column(scale=2, min_width=320):
             pictures = gr.HTML(

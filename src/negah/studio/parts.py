@@ -1,7 +1,7 @@
 """What the rooms are made of: the buttons of a job, how it is told of, pictures and tables as HTML."""
 
 import html
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,11 +90,10 @@ def downloads() -> Any:
     return gr.File(label="Files", file_count="multiple", visible=False, interactive=False, elem_classes="files")
 
 
-def files(folder: Path, names: Sequence[str] = ()) -> Any:
-    """`downloads` with the files of a folder; with `names`, those of them that are there."""
+def files(paths: Iterable[Path]) -> Any:
+    """`downloads` with those of the files that are there."""
     import gradio as gr
 
-    paths = [folder / name for name in names] or sorted(folder.iterdir())
     return gr.update(value=[str(path) for path in paths if path.is_file()], visible=True)
 
 
@@ -153,6 +152,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+def lines(texts: Sequence[str]) -> str:
+    """Short lines below something."""
+    return "".join(f'<p class="note">{html.escape(text)}</p>' for text in texts)
 
 
 def heading(text: str) -> str:

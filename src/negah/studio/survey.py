@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from negah.errors import InputError
+from negah.images.overview import Mosaic
 from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
 from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
-from negah.studio import parts
+from negah.studio import area, parts
 from negah.studio.work import Progress, Work, gathered
 
 EXAMPLE_PX = 900  # side of the generated town
@@ -50,7 +51,7 @@ def room(work: Work) -> None:
                 info="Probability from which a window has panels.",
             )  # fmt: skip
             with gr.Accordion("More", open=False):
-                calibration = gr.File(label="Calibration", file_types=[".json"], file_count="single", height=110)
+                calibration = gr.File(label="Calibration", file_types=[".json"], file_count="single", height=132)
                 also = gr.Textbox(
                     label="Also look for", info="In words, one thing a line.", lines=2,
                     placeholder="swimming pool",
@@ -61,6 +62,7 @@ def room(work: Work) -> None:
             figures = gr.HTML(parts.empty("The figures and the map will be here."))
             report = gr.HTML()
             downloads = parts.downloads()
+    part = area.lay_out(work, files)
     with gr.Accordion("Label next: look at a few windows, and see the interval shrink", open=False):
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -78,7 +80,7 @@ def room(work: Work) -> None:
     asked = gr.State(None)
     results = [asked, figures, report, downloads, intervals]
     parts.wire(
-        work, "survey", buttons, [files, gsd, threshold, calibration, also, overlap], results, prepare, shown,
+        work, "survey", buttons, [files, gsd, threshold, calibration, also, overlap, *part], results, prepare, shown,
     )  # fmt: skip
     parts.wire(
         work, "survey", drawing, [asked, count], [asked, windows, table], choosing, to_label, fresh=False
@@ -91,7 +93,7 @@ def room(work: Work) -> None:
 
 def prepare(
     folder: Path, files: Sequence[str] | None, gsd: str, threshold: float, calibration: str | None, also: str,
-    overlap: float,
+    overlap: float, ground: Mosaic | None, corners: str, areas: str | None, parcels: str | None,
 ) -> Callable[[Progress], Asked]:  # fmt: skip
     """The survey that the page asks for."""
     paths = gathered(files, folder)
@@ -100,6 +102,7 @@ def prepare(
         gsd=parts.number(gsd, "metres per pixel"), overlap=overlap,
         threshold=None if calibration or usual else threshold,
         calibration=Path(calibration) if calibration else None,
+        aoi=area.chosen(folder, ground, corners, areas), parcels=Path(parcels) if parcels else None,
         also=[line.strip() for line in (also or "").splitlines() if line.strip()],
     )  # fmt: skip
 
@@ -135,7 +138,8 @@ def shown(asked: Asked) -> list[Any]:
     table = parts.table(("rests on", "total", "interval, m²", "width"), rows)
     return [
         asked, text, parts.framed(summary.report, "Report of the survey"),
-        parts.files(summary.out, (*NAMES, LABELS, FILLED)), table,
+        parts.files([*(summary.out / name for name in (*NAMES, LABELS, FILLED)), summary.out.parent / area.FILE]),
+        table,
     ]  # fmt: skip
 
 

@@ -78,6 +78,8 @@ button[role=tab] { font-size: 15.5px !important; }
 .totals small { display: block; margin-top: 2px; font-size: 13px; font-weight: 400; line-height: 1.4;
   color: var(--body-text-color-subdued); }
 .totals div:first-child dd { color: var(--border-color-accent); }
+.note { margin: 2px 0 !important; font-size: 14px; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
+.map img { cursor: crosshair; }
 .page iframe { display: block; width: 100%; height: min(86vh, 940px); border: 1px solid var(--border-color-primary);
   border-radius: 8px; background: var(--body-background-fill); }
 .empty { border: 1px dashed var(--border-color-primary); border-radius: 8px; padding: 34px 24px; font-size: 15px;
