@@ -6,7 +6,8 @@ A figure in README.md or in a page of docs/ stands between two markers that name
 
 the file benchmarks/results/duke_tiles.json, the path inside it, and a format.  A path walks through keys; in a list of
 objects `rows[name=ours,fold=all].auc` takes the one row whose fields say so.  In place of a path, `headline` writes
-the claim's headline with its target, and `table` all rows; `<!-- result: * headlines -->` tabulates every benchmark.
+the claim's headline with its target, and `table` all rows.  `<!-- result: a,b headlines -->` tabulates the headlines of
+a.json and b.json in this order, `*` those of every benchmark; `<!-- result: * missed -->` those short of their targets.
 A benchmark without a file reads "not measured yet"; a path that is not in its file is an error.
 
 `python docs/hooks.py README.md` writes the figures into a file (`make results`), and tests/test_house.py fails while a
@@ -21,6 +22,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -51,7 +53,7 @@ def unmarked_figures(text: str) -> list[str]:
 def benchmarks_page(results: Path = RESULTS) -> str:
     """One section per measured claim: what was claimed, what came out, on what, and every row."""
     sections = [_section(path) for path in sorted(results.glob("*.json"))]
-    return "\n\n".join([_headlines(results), *sections])
+    return "\n\n".join([_headlines(sorted(results.glob("*.json"))), *sections])
 
 
 def cards_page(cards: Path = CARDS) -> str:
@@ -107,8 +109,11 @@ def _value(spec: str, results: Path) -> str:
     if match is None:
         raise ValueError(f"'{spec}' is not a source, a path and at most one format")
     name, what, form = match[1], match[2], match[3] or ""
-    if what == "headlines":
-        return f"\n\n{_headlines(results)}\n\n"
+    if what == "headlines" or (name, what) == ("*", "missed"):
+        files = (
+            sorted(results.glob("*.json")) if name == "*" else [results / f"{some}.json" for some in name.split(",")]
+        )
+        return f"\n\n{_headlines(files, missed=what == 'missed')}\n\n"
     path = results / f"{name}.json"
     if not path.is_file():
         return NOT_MEASURED
@@ -156,16 +161,25 @@ def _headline(headline: dict[str, Any]) -> str:
     return f"{_shown(headline['value'])} {headline['unit']}{target}"
 
 
-def _headlines(results: Path) -> str:
-    files = sorted(results.glob("*.json"))
-    if not files:
-        return f"The benchmarks are {NOT_MEASURED}."
+def _headlines(files: Sequence[Path], *, missed: bool = False) -> str:
     rows = []
     for path in files:
+        if not path.is_file():
+            raise ValueError(f"{path.name} is not among the results")
         data = json.loads(path.read_text(encoding="utf-8"))
-        rows.append({"claim": data["claim"], "measured": _headline(data["headline"]), "date": str(data["date"])[:10],
-                     "source": f"`benchmarks/results/{path.name}`"})  # fmt: skip
-    return _table(rows)
+        if not missed or _is_missed(data["headline"]):
+            rows.append({
+                "claim": data["claim"], "measured": _headline(data["headline"]), "date": str(data["date"])[:10],
+                "source": f"`benchmarks/results/{path.name}`",
+            })  # fmt: skip
+    return _table(rows) if rows else "None." if missed else f"The benchmarks are {NOT_MEASURED}."
+
+
+def _is_missed(headline: dict[str, Any]) -> bool:
+    target = headline.get("target")
+    if target is None:
+        return False
+    return headline["value"] < target if headline["better"] == "higher" else headline["value"] > target
 
 
 def _section(path: Path) -> str:

@@ -273,6 +273,16 @@ def test_a_figure_is_written_from_its_source(hooks, tmp_path):
     assert written("speed rows[name=not us].tiles .1f") == "6.0"
     assert "| not us | 6 |  |" in written("speed table")
     assert "| fast | 2.057 x (target ≥ 2) | 2030-01-02 | `benchmarks/results/speed.json` |" in written("* headlines")
+    assert written("* missed").strip() == "None."
+    (tmp_path / "slow.json").write_text(
+        '{"claim": "slow", "date": "2030", "rows": [],'
+        ' "headline": {"value": 3, "unit": "x", "target": 2, "better": "lower"}}'
+    )
+    assert "| slow |" in written("* missed") and "| fast |" not in written("* missed")
+    lines = written("speed,slow headlines").splitlines()
+    assert [line.split(" |")[0] for line in lines if "results" in line] == ["| fast", "| slow"]
+    with pytest.raises(ValueError, match=r"absent\.json is not among"):
+        written("speed,absent headlines")
     assert written("absent headline.value .3f") == "not measured yet"
     with pytest.raises(ValueError, match=r"speed\.json has no 'rows\[name=nobody\]\.tiles'"):
         written("speed rows[name=nobody].tiles")

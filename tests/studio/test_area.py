@@ -26,8 +26,9 @@ def test_clicks_become_corners_in_the_coordinates_of_the_map():
 
 def test_areas_become_a_file_that_the_survey_reads(tmp_path):
     path = area.chosen(tmp_path, GROUND, TRIANGLE + "\n \n320001 5399980\n320002 5399980\n320002 5399979", None)
+    assert path
     frame = geopandas.read_file(path)
-    assert frame.crs.to_epsg() == 32633 and frame.area.tolist() == pytest.approx([40.5, 0.5])
+    assert frame.crs and frame.crs.to_epsg() == 32633 and frame.area.tolist() == pytest.approx([40.5, 0.5])
     assert read_region(path).geometry.area == pytest.approx(41)
     assert area.chosen(tmp_path, GROUND, " \n\n", None) is None
     assert str(area.chosen(tmp_path, None, "", "a.gpkg")) == "a.gpkg"
