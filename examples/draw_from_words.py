@@ -1,6 +1,6 @@
 """Draw the same pictures at several guidance scales, side by side.
 
-    python examples/draw_from_words.py [FOLDER]          needs pip install 'negah[diffusion]'
+    python examples/draw_from_words.py [FOLDER]          needs pip install '.[diffusion]'
 
 A row is one seed.  At scale 0 the words are ignored, at 1 followed as the model has them; more exaggerates them, for
 clearer pictures that are less varied and, in the end, garish.

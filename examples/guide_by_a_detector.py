@@ -1,6 +1,6 @@
 """Let the panel detector guide what is drawn: universal guidance, by a network that knows nothing of noise.
 
-    python examples/guide_by_a_detector.py [FOLDER]          needs pip install 'negah[diffusion]'
+    python examples/guide_by_a_detector.py [FOLDER]          needs pip install '.[diffusion]'
 
 At each step the model's guess of the finished picture is shown to the detector, and the gradient of what it says moves
 the guess.  That pleases the detector; whether there are panels is for the eye: the same gradients fool it.

@@ -32,6 +32,11 @@ class TrainingError(NegahError):
     """Training that cannot go on: a non-finite loss, nothing to learn from."""
 
 
+def install(extra: str) -> str:
+    """How to install an extra: the end of a message that something needs it."""
+    return f"pip install 'negah[{extra}]', or '.[{extra}]' in a clone"
+
+
 def told(problem: Exception, *, report: str = "") -> tuple[int, str]:
     """Whatever went wrong as (exit status, one line): 2 for what the user can act on, 1 for a bug in negah.
 

@@ -39,8 +39,8 @@ def test_what_extras_lack_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr(doctor, "_version", installed.get)
     found = doctor.checkup()
     assert found.extras == (
-        doctor.Extra("onnx", ("no-such-package",), "pip install 'negah[onnx]'"),
-        doctor.Extra("small", (), "pip install 'negah[small]'"),
+        doctor.Extra("onnx", ("no-such-package",), "pip install 'negah[onnx]', or '.[onnx]' in a clone"),
+        doctor.Extra("small", (), "pip install 'negah[small]', or '.[small]' in a clone"),
     )
     assert "torch is not installed: `pip install torch`" in found.problems
 

@@ -2,6 +2,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ def failing(monkeypatch):
     return fail
 
 
-def test_help_names_every_verb_with_a_line(capsys):
+def test_help_names_every_verb_with_a_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     assert cli.main(["--help"]) == 0
     page = capsys.readouterr().out
     for verb in cli.VERBS:
@@ -52,6 +54,9 @@ def test_help_names_every_verb_with_a_line(capsys):
         assert line.rstrip().endswith("."), f"{verb} says nothing: {line}"
         assert len(line) <= 120
     assert "negah survey town.tif" in page
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_no_arguments_show_the_help(capsys):
@@ -60,9 +65,12 @@ def test_no_arguments_show_the_help(capsys):
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
-def test_help_of_each_verb_shows_an_example_and_the_common_switches(verb, capsys):
+def test_help_of_each_verb_shows_an_example_and_the_common_switches(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*verb.split(), "--help"]) == 0
     page = capsys.readouterr().out
+    assert not [line for line in page.splitlines() if len(line) > 80 and not line.startswith(("usage:", "    "))]
+    assert not re.search(r"\(default: (None|False)?\)", page)
     assert f"usage: negah {verb}" in page
     assert "Example" in page and f"    negah {verb}" in page
     assert "--json" in page and "--debug" in page

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from negah.cli.main import main
-from negah.errors import InputError
+from negah.errors import InputError, install
 from negah.studio import app
 
 
@@ -31,7 +31,7 @@ def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert main(["studio", "--no-browser"]) == 2
-    assert capsys.readouterr().err == "negah: the studio needs the extra: pip install 'negah[studio]'\n"
+    assert capsys.readouterr().err == f"negah: the studio needs the extra: {install('studio')}\n"
 
 
 @pytest.mark.parametrize(("given", "said"), [({"port": 0}, "--port 0"), ({"upload_mb": 0}, "--upload-mb 0")])

@@ -15,7 +15,7 @@ class Export(show.Verb):
 
     The file takes uint8 RGB windows of one size, in batches of any, and gives the logit, the attention and the patch
     logits of each; what else one must know to use it stands in its metadata. It is written only if onnxruntime, reading
-    it back, agrees with PyTorch. Needs the extra: pip install 'negah[onnx]'
+    it back, agrees with PyTorch. Needs the extra `onnx`.
 
     Example:
         negah export panels.onnx

@@ -13,7 +13,9 @@ import difflib
 import inspect
 import io
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 
@@ -74,16 +76,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """The verbs under the headings of `negah --help`."""
 
 ABOUT = """\
-negah, a gaze: find solar panels in aerial imagery, and say how large they are. And teach vision models to
-see, to search, to describe and to draw, and prove how far they can be fooled. All of it on this machine."""
+negah, a gaze: find solar panels in aerial imagery, and say how large they are.
+And teach vision models to see, to search, to describe and to draw, and prove
+how far they can be fooled. All of it on this machine."""
 
 EXAMPLES = """\
-  negah scene town.tif                                       draw a town whose panels are known
-  negah survey town.tif --out map                            map the panels of a GeoTIFF; open map/report.html
-  negah survey tiles/ --out map --gsd 0.3                    a folder of pictures whose pixels are 0.3 m wide
-  negah search "a tennis court" --images tiles/              the pictures that fit the words best
-  negah generate "a house with a red roof" --out drawn       pictures from words
-  negah doctor                                               what is installed, bundled and missing"""
+  negah scene town.tif                                draw a town to try it on
+  negah survey town.tif --out map                     open map/report.html
+  negah survey tiles/ --out map --gsd 0.3             pictures of 0.3 m a pixel
+  negah search "a tennis court" --images tiles/       which fit the words best
+  negah generate "a house with a red roof" --out new  pictures from words
+  negah studio                                        all of it by hand
+  negah doctor                                        what is installed here"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,15 +147,27 @@ def parse(name: str, args: Sequence[str]) -> show.Verb:
     import tyro
 
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    description = inspect.getdoc(VERBS[name]) or ""
-    said = io.StringIO()
+    said, shown = io.StringIO(), io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding, errors="replace")
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(VERBS[name], prog=f"negah {name}", args=args, description=description, config=config)
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+            return tyro.cli(VERBS[name], prog=f"negah {name}", args=args, description="", config=config)
     except SystemExit as end:
-        if end.code != 2:
+        if end.code != 2:  # the help, into which tyro would put what the verb does as lines without an end
+            shown.seek(0)
+            usage, _, options = shown.read().partition("\n\n")
+            about = wrapped(inspect.getdoc(VERBS[name]) or "", min(100, shutil.get_terminal_size().columns))
+            print(f"{usage}\n\n{about}\n\n{options}", end="")
             raise
     raise NegahError(f"{complaint(said.getvalue())}; see `negah {name} --help`")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Paragraphs broken into lines of at most `width` letters; those with indented lines are left as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(
+        each if "\n " in each else textwrap.fill(" ".join(each.split()), width, break_on_hyphens=False)
+        for each in paragraphs
+    )
 
 
 def complaint(box: str) -> str:
@@ -173,8 +189,14 @@ def complaint(box: str) -> str:
 def print_help(under: str = "") -> int:
     """Print the page of all verbs, or of those that begin with the word `under`; the exit status is 0."""
     verbs = {name: verb for name, verb in VERBS.items() if name.startswith(under)}
-    width, told = max(map(len, verbs)), summaries(verbs)
-    lines = {name: f"  {name:<{width}}   {told[name]}" for name in verbs}
+    width, told, paper = max(map(len, verbs)), summaries(verbs), shutil.get_terminal_size().columns
+    lines = {
+        name: textwrap.fill(
+            f"  {name:<{width}}   {told[name]}", max(60, paper), subsequent_indent=" " * (width + 5),
+            break_on_hyphens=False,
+        )
+        for name in verbs
+    }  # fmt: skip
     print(f"usage: negah {under + ' ' if under else ''}VERB [ARGUMENTS]")
     if under:
         print("\n".join(["", "verbs", *lines.values()]))

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn, get_origin
 
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from tyro.conf import UseAppendAction, arg
 
 FAILURES = 10  # that are told one by one
 
@@ -36,6 +37,11 @@ class Paper(Console):
         raise BrokenPipeError
 
 
+def default_told(label: str) -> str:
+    """What the help says of a default: nothing where the option's own line says what happens without it."""
+    return "" if label in ("None", "False", "") else f"(default: {label})"
+
+
 @dataclass(kw_only=True)
 class Verb:
     """A verb of the command line: its fields are the arguments (parsed by tyro), its docstring is the help.
@@ -47,10 +53,18 @@ class Verb:
     IF_INTERRUPTED: ClassVar[str] = "stopped"
     """What Ctrl-C leaves the user with, in a line: what is kept, and how to continue."""
 
-    json: bool = False
+    json: Annotated[bool, arg(help_behavior_hint=default_told)] = False
     """Print one JSON object for machines instead of tables."""
-    debug: bool = False
+    debug: Annotated[bool, arg(help_behavior_hint=default_told)] = False
     """Show the whole traceback of an error."""
+
+    def __init_subclass__(cls) -> None:
+        """Every field's default is told by `default_told`; of a repeatable one tyro says that it is."""
+        for name, annotation in cls.__annotations__.items():
+            if get_origin(annotation) is not ClassVar and UseAppendAction not in getattr(
+                annotation, "__metadata__", ()
+            ):
+                cls.__annotations__[name] = Annotated[annotation, arg(help_behavior_hint=default_told)]
 
     def run(self) -> int:
         """Do it and return the exit status: 0 all done, 3 some inputs failed; raise NegahError for what must stop."""

@@ -13,7 +13,7 @@ class Studio(show.Verb):
     """Open the web page: survey, look, attack, describe and imagine by hand, on this machine alone.
 
     It listens on 127.0.0.1, fetches nothing from outside and reports nothing home. Files that are dropped on the page
-    are kept in a temporary folder until it ends. Needs the extra: pip install 'negah[studio]'
+    are kept in a temporary folder until it ends. Needs the extra `studio`.
 
     Example:
         negah studio

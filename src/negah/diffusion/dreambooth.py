@@ -36,7 +36,7 @@ from negah.diffusion.denoising import snr_weight, target
 from negah.diffusion.identifier import Identifier, table_of
 from negah.diffusion.lora import EMBEDDINGS
 from negah.diffusion.model import TextToImage
-from negah.errors import InputError
+from negah.errors import InputError, install
 from negah.train.objective import Groups, Objective, decay_matrices_only
 from negah.weights.save import write_tensors
 
@@ -246,7 +246,7 @@ def _adapt(net: Any, layers: Sequence[str], rank: int, seed: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise InputError("a LoRA needs the extra: pip install 'negah[diffusion]'") from error
+        raise InputError(f"a LoRA needs the extra: {install('diffusion')}") from error
     if getattr(net, "peft_config", None):
         raise InputError("the model has adapters already: merge them first, or load it without --lora")
     config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(layers))

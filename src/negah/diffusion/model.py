@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from negah.diffusion.schedule import PredictionType, Schedule
-from negah.errors import InputError, OutputError
+from negah.errors import InputError, OutputError, install
 from negah.nn import packed
 from negah.weights.save import write_json
 
@@ -223,7 +223,7 @@ def hush() -> None:
         import diffusers
         import transformers
     except ImportError as error:
-        raise InputError("text-to-image models need the extra: pip install 'negah[diffusion]'") from error
+        raise InputError(f"text-to-image models need the extra: {install('diffusion')}") from error
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity(logging.CRITICAL)  # what fails is raised as well
         logging.disable_progress_bar()

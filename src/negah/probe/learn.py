@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from negah.errors import InputError
+from negah.errors import InputError, install
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, pooled_evidence
 from negah.probe.features import CachedTokens, fit_to, turned
@@ -176,7 +176,7 @@ def with_lora(vit: ViT, rank: int) -> tuple[ViT, Callable[[], ViT]]:
     try:
         from peft import LoraConfig, LoraModel
     except ImportError as error:
-        raise InputError("--lora needs the package peft: pip install 'negah[lora]'") from error
+        raise InputError(f"--lora needs the package peft: {install('lora')}") from error
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"blocks\.\d+\.attn\.(qkv|proj)")
     adapted: Any = LoraModel(deepcopy(vit), config, "default")
     return adapted.model, adapted.merge_and_unload

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from negah import __version__
+from negah.errors import install
 
 LIBRARIES = (
     "torch", "torchvision", "numpy", "timm", "transformers", "safetensors", "huggingface-hub",
@@ -132,7 +133,7 @@ def _requirements() -> dict[str, tuple[str, ...]]:
 
 def _extra(name: str, packages: tuple[str, ...]) -> Extra:
     missing = tuple(package for package in packages if _version(package) is None)
-    return Extra(name, missing, f"pip install 'negah[{name}]'")
+    return Extra(name, missing, install(name))
 
 
 def _gdal() -> tuple[dict[str, str], dict[str, bool], list[str]]:

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from negah.errors import InputError, NegahError, OutputError
+from negah.errors import InputError, NegahError, OutputError, install
 from negah.probe.attentive import Reading
 from negah.probe.detector import Detector
 
@@ -72,7 +72,7 @@ def export(detector: Detector, path: Path | str, window_px: int | None = None) -
     OutputError when the file cannot be written or its outputs differ.
     """
     if lacking := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise NegahError(f"ONNX export needs {', '.join(lacking)}, which this install lacks: pip install 'negah[onnx]'")
+        raise NegahError(f"ONNX export needs {', '.join(lacking)}, which this install lacks: {install('onnx')}")
     import onnx
 
     path, size = Path(path), window_px or detector.info.window_px

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from negah.errors import InputError
+from negah.errors import InputError, install
 from negah.studio.work import Work
 
 HOST = "127.0.0.1"
@@ -75,7 +75,7 @@ def build(work: Work) -> Any:
     try:
         import gradio as gr
     except ImportError as error:
-        raise InputError("the studio needs the extra: pip install 'negah[studio]'") from error
+        raise InputError(f"the studio needs the extra: {install('studio')}") from error
     from negah.studio import attack, describe, imagine, look, neighbours, survey
 
     rooms = {
