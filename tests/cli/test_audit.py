@@ -36,7 +36,7 @@ def test_an_expression_is_certified(capsys):
 
 
 def test_a_function_of_a_file_is_refuted(path, capsys):
-    assert main(["audit", f"{path}:last", "--json"]) == 1
+    assert main(["audit", f"{path}:last", "--json"]) == 4
     out, err = capsys.readouterr()
     found = json.loads(out)  # what the function prints does not mix with it
     assert found["verdict"] == "refuted" and found["function"] == "last"

@@ -20,7 +20,7 @@ class Audit(show.Verb):
 
     certified: read line by line, made only of pointwise maps and symmetric reductions; it holds for every n.
     refuted: the smallest counterexample found is shown. not refuted: neither, which proves nothing.
-    The exit status is 0 for certified and not refuted, 1 for refuted, 2 for what cannot be audited.
+    The exit status is 0 for certified and not refuted, 4 for refuted, 2 for what cannot be audited.
 
     Example:
         negah audit layers.py:update
@@ -53,7 +53,7 @@ class Audit(show.Verb):
             show.as_json(found)
         else:
             tell(found)
-        return 1 if found["verdict"] == "refuted" else 0
+        return 4 if found["verdict"] == "refuted" else 0
 
 
 def tell(found: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """`negah VERB ...`: finds the verb, lets tyro parse its dataclass, runs it, and turns what goes wrong into one line.
 
-Exit status: 0 done; 1 a bug in negah (`audit`: refuted); 2 something given cannot be used (said in one line); 3 done,
-but some inputs failed (listed in the results); 130 stopped by Ctrl-C; 141 whoever read the output went away.
+Exit status: 0 done; 1 a bug in negah; 2 something given cannot be used (said in one line); 3 done, but some inputs
+failed (listed in the results); 4 refuted, of `audit`; 130 stopped by Ctrl-C; 141 whoever read the output went away.
 
 To add a verb: a file in this folder with a dataclass on `negah.cli.show.Verb`, a line in VERBS and its name in GROUPS.
 Nothing heavy may be imported at the top of a verb's file: `negah --help` imports all of them and answers in well
