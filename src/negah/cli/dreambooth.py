@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from negah.cli import show
+from negah.progress import silent
 from negah.runs import DESCRIBER, IMAGINER
 
 
@@ -106,7 +107,7 @@ class DreamBooth(show.Verb):
             result = dreambooth(
                 self.instance, self.model, self.out, options, backbone=self.backbone, describer=self.describer,
                 vocabulary=self.vocabulary, progress=bars,
-                say=lambda line: None if quiet else show.stderr().print(line),
+                say=silent if quiet else show.stderr().print,
             )  # fmt: skip
         status = 3 if result.failures else 0
         if ranks.rank() > 0:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from negah.cli import show
 from negah.cli.probe import Split
+from negah.progress import silent
 
 
 @dataclass(kw_only=True)
@@ -90,7 +91,7 @@ class Harden(Split):
         ranks.join()
         quiet = self.json or ranks.rank() > 0
         with show.Bars(quiet=quiet) as bars:
-            told = {"progress": bars, "say": lambda line: None if quiet else show.stderr().print(line)}
+            told = {"progress": bars, "say": silent if quiet else show.stderr().print}
             if self.model is not None:
                 result = harden(self.method, self.model, data, self.out, options, **told)
             else:

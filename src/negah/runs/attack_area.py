@@ -29,6 +29,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import find_sources
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
+from negah.progress import Progress, silent
 from negah.runs.record import compute_device
 from negah.runs.survey import calibration_for
 from negah.solar.plan import make_plan
@@ -94,7 +95,7 @@ def windows_of(
 def attack_area(
     detector: Detector, windows: Windows, measure: Measure, *, eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255),
     steps: int = 20, draws: int = 3, bf16: bool = False, seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> list[Moved]:  # fmt: skip
     """One `Moved` for each radius, in rising order; what was reached at a smaller radius counts at a larger one.
 
@@ -134,7 +135,7 @@ def attack_area(
             points = []
             for k, part in enumerate(parts):
                 points.append(ascend(scores[name], part, eps=radius, steps=steps, bf16=bf16))
-                progress((2 * number + turn) * len(parts) + k + 1, 2 * len(radii) * len(parts))
+                progress("windows", (2 * number + turn) * len(parts) + k + 1, 2 * len(radii) * len(parts))
             reached[name] = better(reached[name], measured(keep(torch.cat(points))))
         noisy = np.stack([
             measured(keep((clean + torch.cat([random_signs(x[None], radius, generator) for x in clean])).clamp(0, 1)))
@@ -162,7 +163,7 @@ class AreaResult:
 def attack_areas(
     paths: Sequence[str], *, model: str, gsd: float | None = None, calibration: Path | None = None,
     eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), images: int = 100, steps: int = 20, seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> AreaResult:  # fmt: skip
     """`attack_area` on at most so many windows of pictures, summed.
 
@@ -177,7 +178,7 @@ def attack_areas(
     moved = [
         attack_area(
             detector, windows, measure, eps=eps, steps=steps, seed=seed,
-            progress=lambda done, total, k=k: progress(f"windows of shape {k} of {len(shapes)}", done, total),
+            progress=lambda stage, done, total, k=k: progress(f"{stage} of shape {k} of {len(shapes)}", done, total),
         )
         for k, windows in enumerate(shapes, 1)
     ]  # fmt: skip

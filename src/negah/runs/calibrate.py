@@ -6,7 +6,7 @@ survey looks at them, so what is calibrated is what a survey measures; the mask 
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import Source, find_sources
 from negah.probe.detector import Detector, in_bf16
 from negah.probe.splits import NEIGHBOUR_M, location_groups
+from negah.progress import Progress, silent
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
@@ -40,7 +41,6 @@ CLASSES = 20  # values of a mask up to which they rather count classes than say 
 MANY = 5  # places from which their spread says something
 PICTURES = 8  # windows that are shown beside a calibration
 MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
-Progress = Callable[[str, int, int], None]
 
 
 class Pair(NamedTuple):
@@ -76,7 +76,7 @@ def calibrate(
     precision: Precision = "auto",
     seed: int = 0,
     given: Mapping[str, object] = MappingProxyType({}),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Result:
     """Compare the survey's estimates with masks, and write what corrects them to `out` (JSON).
 
@@ -181,7 +181,7 @@ def compare(
     outputs: bool = False,
     distance_m: float = NEIGHBOUR_M,
     precision: Precision = "auto",
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Seen, list[str], list[tuple[str, str]]]:
     """What a survey sees of the pictures' windows and what their masks say; notes; what could not be used."""
     pictures = [pair.picture for pair in pairs]
@@ -197,7 +197,7 @@ def compare(
             score(
                 plan, pictures, [scorer], ledger, Measure(threshold), patch=detector.patch,
                 batch=BATCHES.get(device.type, 256), device=device,
-                progress=lambda done, total: progress("windows", done, total),
+                progress=progress,
             )  # fmt: skip
             failures += [(failure.source, failure.reason) for failure in ledger.failures() if failure.windows]
             for count, source in enumerate(plan.sources):

@@ -10,7 +10,6 @@ import csv
 import datetime
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,10 @@ from negah.probe.labels import Samples, read_samples
 from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Training
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
+from negah.progress import Progress, silent
 from negah.runs.parts import Splitting, readable
 from negah.runs.record import compute_device, hardware, versions, writable
 from negah.weights.save import write
-
-Progress = Callable[[str, int, int], None]
 
 LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was trained on, unless --size says so
 
@@ -78,9 +76,7 @@ class Result:
     model: Path | None = None
 
 
-def train_probe(
-    data: Path, backbone: str, out: Path, options: Options, *, progress: Progress = lambda stage, done, total: None
-) -> Result:
+def train_probe(data: Path, backbone: str, out: Path, options: Options, *, progress: Progress = silent) -> Result:
     """Cross-validate the probes on labelled images, train the head on all of them, and save it as a detector.
 
     Writes head.safetensors (a `Detector`), scores.json, predictions.csv (held out) and run.json into `out`, and keeps
@@ -96,7 +92,7 @@ def train_probe(
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     _claim(out, arguments)
     vit = weights.load(backbone, device=compute_device())
-    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress=progress)
     statistics = np.concatenate(seen)
     notes: list[str] = []
     size, side = _size(samples, vit.patch, options.size)
@@ -160,7 +156,7 @@ def train_probe(
 
 def eval_probe(
     data: Path, model: str, options: Options, *, out: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Result:  # fmt: skip
     """Score a saved detector on labelled images, at the threshold that it carries.
 
@@ -174,7 +170,7 @@ def eval_probe(
         _claim(out, arguments)
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     detector = detectors.load(model, device=compute_device())
-    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress=progress)
     statistics = np.concatenate(seen)
     notes: list[str] = []
     gsd = options.gsd or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))

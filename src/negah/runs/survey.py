@@ -32,6 +32,7 @@ from negah.images.sources import Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
+from negah.progress import Progress, silent
 from negah.runs import also, labels, refine
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
@@ -82,8 +83,6 @@ FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram
 LABEL_SEED = 0  # of the windows that are drawn for labelling
 
-Progress = Callable[[str, int, int], None]
-
 
 def survey(
     paths: Sequence[str],
@@ -92,7 +91,7 @@ def survey(
     options: Options,
     *,
     given: Mapping[str, object] = MappingProxyType({}),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Summary:
     """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
 
@@ -170,13 +169,12 @@ def survey(
             plan, sources, scorers, ledger, measure, patch=detector.patch, batch=batch,
             region=region, threads=threads, device=device,
             # a chunk that is read again counts for all its windows there, more than the failed ones that it has
-            progress=lambda done, total: progress("windows", min(done - again, total), total),
+            progress=lambda stage, done, total: progress(stage, min(done - again, total), total),
         )  # fmt: skip
         unseen = []
         if asked is not None:
             unseen = also.look(
-                asked, plan, sources, ledger, region=region, threads=threads, device=device,
-                progress=partial(progress, "words"),
+                asked, plan, sources, ledger, region=region, threads=threads, device=device, progress=progress
             )  # fmt: skip
         # The files list sources as they were given, whenever they joined the plan.
         plan = replace(plan, sources=sorted(plan.sources, key=lambda source: source.position))
@@ -246,7 +244,7 @@ def survey(
             with ThreadPoolExecutor(1, "finds") as pool:  # the large pictures stay with the memory of the main thread
                 gallery = [pool.submit(finds, plan, sources, windows) for windows in ranked]
                 heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
-                maps = overviews(plan, sources, made.drawn, heatmaps, partial(progress, "report"))
+                maps = overviews(plan, sources, made.drawn, heatmaps, progress=progress)
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),

@@ -26,6 +26,7 @@ from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.nn.heap import give_back
 from negah.probe.attentive import Reading
+from negah.progress import Progress, silent
 from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
 from negah.solar.footprint import FirstEstimate, footprint, mean_footprint
@@ -99,7 +100,7 @@ def score(
     region: Region | None = None,
     threads: int = 2,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Score every window that is not in the ledger yet.
 
@@ -108,13 +109,13 @@ def score(
         scorers: one detector, or several whose footprints are averaged.
         batch: most windows per batch; part of what makes two runs equal.
         threads: that read and decode.
-        progress: called with (finished, total) windows after every chunk.
+        progress: told of the windows after every chunk.
 
     Raises OutputError when the ledger cannot be written.
     """
     device = torch.device(device)
     done = ledger.finished
-    progress(done, plan.windows)
+    progress("windows", done, plan.windows)
     # On CPUs one stream a core: small matrices gain little from sharing one, and lose much by waiting for each other.
     cores = torch.get_num_threads()
     streams = min(cores, STREAMS) if device.type == "cpu" else 1
@@ -143,7 +144,7 @@ def score(
             ledger.commit(windows, failed, now - began)
             began = now
             done += len(chunk)
-            progress(done, plan.windows)
+            progress("windows", done, plan.windows)
 
         for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
             waiting.append((chunk, pool.submit(task, chunk, loaded)))

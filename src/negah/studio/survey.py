@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from negah.errors import InputError
+from negah.progress import Progress
 from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
@@ -13,7 +14,7 @@ from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 EXAMPLE_PX = 900  # side of the generated town
 BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
@@ -191,7 +192,7 @@ def town(folder: Path) -> Callable[[Progress], Path]:
 
     def job(progress: Progress) -> Path:
         path = folder / "town.tif"
-        draw(path, size_px=EXAMPLE_PX, seed=1, progress=lambda done, total: progress("drawing", done, total))
+        draw(path, size_px=EXAMPLE_PX, seed=1, progress=progress)
         return path
 
     return job
