@@ -134,7 +134,7 @@ def test_unreadable_images_are_left_out_and_named_and_a_test_split_is_kept_out(f
         for i in range(40):
             (tmp_path / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes() if i != 7 else b"broken")
             rows.writerow([f"{i}.png", i // 2 % 2, i // 2, "test" if i >= 30 else "train"])
-    result = train_probe(tmp_path, str(folder / "vit.safetensors"), tmp_path / "out", quick(gsd=0.25))
+    result = train_probe(tmp_path, str(folder / "vit.safetensors"), tmp_path / "out", quick(gsd_m=0.25))
     assert [name for name, _ in result.failures] == ["7.png"]
     assert result.methods["linear"].samples == 29 and result.test["linear"].samples == 10
     assert result.test["attentive head"].threshold == result.threshold
@@ -160,7 +160,7 @@ def test_a_detector_reads_large_images_window_by_window(tmp_path):
         big = np.full((64, 64, 3), 140, np.uint8)
         big[:32, 32:] = image
         Image.fromarray(big).save(tmp_path / "set" / f"{i}-{'NP'[i % 2]}.png")
-    eval_probe(tmp_path / "set", str(tmp_path / "d.safetensors"), Options(gsd=0.3), out=tmp_path / "out")
+    eval_probe(tmp_path / "set", str(tmp_path / "d.safetensors"), Options(gsd_m=0.3), out=tmp_path / "out")
     rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out" / "predictions.csv").open())}
     with torch.no_grad():
         for i, image in enumerate(images):

@@ -66,15 +66,15 @@ class Moved:
 
 
 def windows_of(
-    paths: Sequence[str], detector: Detector, *, gsd: float | None = None, most: int = 100, seed: int = 0
+    paths: Sequence[str], detector: Detector, *, gsd_m: float | None = None, most: int = 100, seed: int = 0
 ) -> tuple[list[Windows], list[tuple[str, str]]]:
     """At most so many windows of pictures, drawn at random, by shape; and what could not be read, with the reason.
 
-    gsd: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
+    gsd_m: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
     """
     sources, shapes = find_sources(paths), {}
     with gdal_settings():
-        plan = make_plan(sources, detector.info, patch=detector.patch, gsd=gsd)
+        plan = make_plan(sources, detector.info, patch=detector.patch, gsd_m=gsd_m)
         failures = [(failure.source, failure.reason) for failure in plan.failures]
         drawn = np.sort(np.random.default_rng(seed).permutation(plan.windows)[:most])
         for source in plan.sources:
@@ -89,7 +89,8 @@ def windows_of(
                 if valid.all():
                     shapes.setdefault(rgb.shape, []).append((torch.from_numpy(rgb.copy()), m2, source.gsd_m))
     found = [tuple(zip(*some, strict=True)) for some in shapes.values()]
-    return [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found], failures
+    windows = [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found]
+    return windows, failures
 
 
 def attack_area(
@@ -161,7 +162,7 @@ class AreaResult:
 
 
 def attack_areas(
-    paths: Sequence[str], *, model: str, gsd: float | None = None, calibration: Path | None = None,
+    paths: Sequence[str], *, model: str, gsd_m: float | None = None, calibration: Path | None = None,
     eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), images: int = 100, steps: int = 20, seed: int = 0,
     progress: Progress = silent,
 ) -> AreaResult:  # fmt: skip
@@ -172,7 +173,7 @@ def attack_areas(
     detector = detectors.load(model, device=compute_device())
     made = calibration_for(calibration, [detector])
     measure = Measure(detector.info.threshold if made is None else made.threshold, detector.info.area_ratio, made)
-    shapes, failures = windows_of(paths, detector, gsd=gsd, most=images, seed=seed)
+    shapes, failures = windows_of(paths, detector, gsd_m=gsd_m, most=images, seed=seed)
     if not shapes:
         raise InputError(f"none of the pictures can be read (first: {failures[0][1]})")
     moved = [

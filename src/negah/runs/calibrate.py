@@ -68,7 +68,7 @@ def calibrate(
     detector: Detector,
     *,
     region: str = "",
-    gsd: float | None = None,
+    gsd_m: float | None = None,
     threshold: float | None = None,
     zoom: int = ZOOM,
     from_masks: bool = False,
@@ -82,7 +82,7 @@ def calibrate(
 
     Beside it lie some windows as they are looked at, as `OUT-windows.png`.
 
-    masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd: metres per pixel of
+    masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd_m: metres per pixel of
     pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  zoom: of the
     closer look, see `negah.solar.area`.  from_masks: read evidence anew from the masks.  distance_m: windows nearer
     than this are of one place; without a CRS each picture is one.  precision: as in a survey.  given: what else was
@@ -97,7 +97,7 @@ def calibrate(
     if not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: there is no folder {out.absolute().parent}; make it, or choose another")
     seen, notes, more = compare(
-        pairs, detector, gsd=gsd, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
+        pairs, detector, gsd_m=gsd_m, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
         precision=precision, progress=progress,
     )  # fmt: skip
     failures += more
@@ -113,7 +113,7 @@ def calibrate(
             "masks": str(masks),
             "out": str(out),
             "region": region,
-            "gsd": gsd,
+            "gsd_m": gsd_m,
             "threshold": threshold,
             "zoom": zoom,
             "from_masks": from_masks,
@@ -175,7 +175,7 @@ def compare(
     pairs: Sequence[Pair],
     detector: Detector,
     *,
-    gsd: float | None,
+    gsd_m: float | None,
     threshold: float,
     zoom: int = ZOOM,
     outputs: bool = False,
@@ -190,7 +190,7 @@ def compare(
     rows: list[Row] = []
     kept, failures = [], []
     with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
-        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd=gsd)
+        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd_m=gsd_m)
         failures += [(failure.source, failure.reason) for failure in plan.failures]
         with Ledger(Path(folder)) as ledger:
             ledger.begin({}, [Input(source.name, -1, -1) for source in pictures], plan)
@@ -233,8 +233,8 @@ def compare(
     cells = np.array([row.cells for row in rows])
     first, probability = np.array([(row.area_m2, row.probability) for row in rows]).T
     known = [row.known for row in rows]
-    gsd_m = np.array([row.gsd_m for row in rows])
-    seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsd_m)
+    gsds_m = np.array([row.gsd_m for row in rows])
+    seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsds_m)
     return seen, notes, failures
 
 

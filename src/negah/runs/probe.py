@@ -44,10 +44,13 @@ LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was train
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Splitting, Training):
-    """How to split and train; size: side in pixels that images are brought to.  gsd: metres per pixel of the images."""
+    """How to split and train.
+
+    size: side in pixels that images are brought to.  gsd_m: metres per pixel of the images.
+    """
 
     size: int | None = None
-    gsd: float | None = None
+    gsd_m: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ def train_probe(data: Path, backbone: str, out: Path, options: Options, *, progr
     statistics = np.concatenate(seen)
     notes: list[str] = []
     size, side = _size(samples, vit.patch, options.size)
-    gsd = _gsd(samples, options.gsd, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
+    gsd_m = _gsd(samples, options.gsd_m, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
 
     groups, how = options.groups(samples)
     fold = options.folds_of(samples, groups, how)
@@ -133,8 +136,9 @@ def train_probe(data: Path, backbone: str, out: Path, options: Options, *, progr
     threshold = np.full(len(samples), final[HEAD])
     threshold[kept] = crossed[HEAD]
     info = DetectorInfo(
-        name=out.resolve().name, gsd_m=gsd, gsd_range_m=(gsd * 0.9, gsd * 1.1), window_px=size, threshold=final[HEAD]
-    )
+        name=out.resolve().name, gsd_m=gsd_m, gsd_range_m=(gsd_m * 0.9, gsd_m * 1.1), window_px=size,
+        threshold=final[HEAD],
+    )  # fmt: skip
     result = Result(
         methods=methods, test=test, sources=_rates(samples, held_out[HEAD], threshold), threshold=final[HEAD],
         threshold_from=(
@@ -173,15 +177,15 @@ def eval_probe(
     seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress=progress)
     statistics = np.concatenate(seen)
     notes: list[str] = []
-    gsd = options.gsd or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
-    if gsd is None:
+    gsd_m = options.gsd_m or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
+    if gsd_m is None:
         notes.append(
             f"the ground size of a pixel is unknown: images are brought to the detector's window of "
             f"{detector.info.window_px} px, whatever they show; give --gsd"
         )
     p = np.empty(len(samples))
     for i in range(len(samples)):
-        p[i] = _probability(detector, samples.image(i), gsd)
+        p[i] = _probability(detector, samples.image(i), gsd_m)
         progress("images scored", i + 1, len(samples))
 
     generator = torch.Generator().manual_seed(options.seed)
@@ -260,13 +264,13 @@ def _crossed_thresholds(labels: ndarray, p: ndarray, fold: ndarray) -> Float[nda
 
 
 @torch.no_grad()
-def _probability(detector: Detector, image: UInt8[ndarray, "h w 3"], gsd: float | None) -> float:
+def _probability(detector: Detector, image: UInt8[ndarray, "h w 3"], gsd_m: float | None) -> float:
     """Highest probability over the windows of an image; of unknown ground size, of the whole image in one window."""
     info, patch = detector.info, detector.patch
     device = next(detector.parameters()).device
-    if gsd is None:
+    if gsd_m is None:
         return float(detector(fit_to(image, info.window_px, patch=patch)[None].to(device)).logit.sigmoid())
-    scale = gsd / info.gsd_m
+    scale = gsd_m / info.gsd_m
     if abs(scale - 1) > 0.02:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])

@@ -132,7 +132,7 @@ def survey(
         "precision": "bf16" if bf16 else "fp32",
         "batch": batch,
         "model": " + ".join(f"{d.info.name} {fingerprint_of(d)[:12]}" for d in detectors),
-        "gsd": options.gsd,
+        "gsd": options.gsd_m,  # as ledgers have it
         "overlap": options.overlap,
         "threshold": threshold,
         "aoi": _digest(options.aoi),
@@ -146,7 +146,7 @@ def survey(
         inputs = [Input(source.name, *source.state()) for source in sources]
         begun = Ledger.begun(out)
         plan_of = partial(
-            make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd=options.gsd,
+            make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd_m=options.gsd_m,
             overlap=options.overlap, region=region, threads=threads,
         )  # fmt: skip
         # A new plan comes before the ledger: a survey that cannot begin must leave no trace.

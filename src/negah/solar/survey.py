@@ -312,8 +312,8 @@ def _score_chunk(
             loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
         ground_m2 = _window_areas([(s, i) for s, i, look in chunk.windows if look])
         area = fraction.mean(1, dtype=np.float64) * ground_m2
-        gsd = np.array([source.gsd_m for source, _, look in chunk.windows if look])
-        low, high, factor = _measured(area, fraction, probability, ground_m2, gsd, measure)
+        gsd_m = np.array([source.gsd_m for source, _, look in chunk.windows if look])
+        low, high, factor = _measured(area, fraction, probability, ground_m2, gsd_m, measure)
         spread = spread_of(readings[0].attention).cpu().numpy()
         feature = readings[0].feature if measure.features else None
         feature = None if feature is None else feature.half().cpu().numpy()

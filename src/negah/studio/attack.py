@@ -116,7 +116,7 @@ def prepare(
         if norm == "Linf":
             levels = sorted({max(0.5, eps / 4), max(0.5, eps / 2), eps})
             moved = attack_areas(
-                [path], model=model or parts.DETECTOR, gsd=metres, eps=[level / 255 for level in levels],
+                [path], model=model or parts.DETECTOR, gsd_m=metres, eps=[level / 255 for level in levels],
                 images=WINDOWS, steps=int(steps),
                 progress=lambda stage, done, total: progress("moving the area", done, total),
             )  # fmt: skip

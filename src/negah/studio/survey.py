@@ -98,7 +98,7 @@ def prepare(
     paths = gathered(files, folder)
     usual = threshold == round(detector_of(parts.DETECTOR).info.threshold, 2)  # the slider knows two places
     options = Options(
-        gsd=parts.number(gsd, "metres per pixel"), overlap=overlap,
+        gsd_m=parts.number(gsd, "metres per pixel"), overlap=overlap,
         threshold=None if calibration or usual else threshold,
         calibration=Path(calibration) if calibration else None,
         also=[line.strip() for line in (also or "").splitlines() if line.strip()],

@@ -7,7 +7,7 @@ the tilt), some places empty.  Rows come `stack` at a time without a gap, such g
 
 counts the modules passed on the way to v; along them c(u) = u / width.  With C the running sum of the occupied places,
 continued bilinearly, the part of a small square of side s that is panel is a difference of C at its four corners, times
-width depth / s^2: exact in the frame of the array, no sampling.  So sum(mask) gsd^2 is the plan area, whatever the gsd.
+width depth / s^2: exact in the frame of the array, no sampling.  So sum(mask) gsd_m^2 is the plan area at any gsd_m.
 """
 
 import math

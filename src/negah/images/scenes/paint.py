@@ -31,16 +31,16 @@ class Window(NamedTuple):
     y: float
     width: int
     height: int
-    gsd: float
+    gsd_m: float
 
     def grown(self, pixels: int) -> "Window":
         """The window with a margin of so many pixels."""
-        m = pixels * self.gsd
-        return Window(self.x - m, self.y - m, self.width + 2 * pixels, self.height + 2 * pixels, self.gsd)
+        m = pixels * self.gsd_m
+        return Window(self.x - m, self.y - m, self.width + 2 * pixels, self.height + 2 * pixels, self.gsd_m)
 
     def bounds(self, margin: float = 0.0) -> tuple[float, float, float, float]:
         """min x, min y, max x, max y in metres."""
-        right, bottom = self.x + self.width * self.gsd, self.y + self.height * self.gsd
+        right, bottom = self.x + self.width * self.gsd_m, self.y + self.height * self.gsd_m
         return self.x - margin, self.y - margin, right + margin, bottom + margin
 
 
@@ -90,14 +90,14 @@ class Camera(NamedTuple):
         return math.ceil(4 * self.blur_px) + 3
 
 
-def subdivision(gsd: float) -> int:
+def subdivision(gsd_m: float) -> int:
     """Canvas cells along a pixel."""
-    return max(2, min(8, round(gsd / 0.15)))
+    return max(2, min(8, round(gsd_m / 0.15)))
 
 
 def paint(sketch: Sketch, window: Window, shadow: tuple[float, float, float], cells: int) -> tuple[Float, Float]:
     """Surfaces seen by a perfect camera: colours 0..255 [h, w, 3], and the part of each pixel that is module [h, w]."""
-    side = window.gsd / cells
+    side = window.gsd_m / cells
     w, h = window.width * cells, window.height * cells
     ids, shade = rasterise(sketch, window, side, w, h)
     colour = coloured(sketch, ids, window, side)

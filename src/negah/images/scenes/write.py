@@ -65,7 +65,7 @@ def write_town(
     how alike those of a street are (see `Town`).  Progress is told of every cell of 512 px.  Memory does not grow with
     the size of the raster; the same arguments give the same pixels.
 
-    Raises InputError (size, gsd, adoption, clumping), GeoError (crs) and OutputError (a folder or disk that cannot be
+    Raises InputError (size, gsd_m, adoption, clumping), GeoError (crs) and OutputError (a folder or disk that cannot be
     written).
     """
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
@@ -163,7 +163,7 @@ def paint_cell(
     """One cell: picture, mask, the arrays with their middle in it (or beyond the town's edge beside it), the things."""
     wide = cell.grown(CLEAR.reach)
     sketch = town.sketch(wide.bounds())
-    radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd))
+    radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd_m))
     grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
     cut = slice(CLEAR.reach, -CLEAR.reach)
     rgb = develop(radiance, CLEAR, grain, exposure)[cut, cut]

@@ -44,10 +44,10 @@ class Windows:
 
 def windows_of(detector: Detector, seed: int, *, adoption: float, clumping: float, side: int = SIDE) -> Windows:
     """Draw a town and look at it, `side` windows of the detector along each side."""
-    px, gsd = detector.info.window_px, detector.info.gsd_m
+    px, gsd_m = detector.info.window_px, detector.info.gsd_m
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "town.tif"
-        drawn = write_town(path, size_px=side * px, gsd_m=gsd, seed=seed, adoption=adoption, clumping=clumping)
+        drawn = write_town(path, size_px=side * px, gsd_m=gsd_m, seed=seed, adoption=adoption, clumping=clumping)
         with rasterio.open(drawn.image) as file:
             image = np.moveaxis(file.read(), 0, -1)
         with rasterio.open(drawn.mask) as file:
@@ -60,7 +60,7 @@ def windows_of(detector: Detector, seed: int, *, adoption: float, clumping: floa
             reading = detector(batch, above=1.0)  # its patches are not asked for
             features.append(reading.feature)
             logits.append(reading.logit)
-    centre = (np.arange(side) + 0.5) * px * gsd
+    centre = (np.arange(side) + 0.5) * px * gsd_m
     x, y = np.meshgrid(centre, centre)
     label = np.where(patches >= MIN_PANEL_PATCHES, 1, np.where(patches < NO_PANEL_PATCHES, 0, MASKED))
     return Windows(
