@@ -32,7 +32,7 @@ def main() -> None:
     options = Options(group="overlap_group", size=args.size, gsd_m=0.3, views=args.views, epochs=args.epochs)
     with tempfile.TemporaryDirectory() as folder:
         name = random_weights(Path(folder) / "dinov2") if args.random else OFFICIAL
-        result = train_probe(labels, name, Path(folder) / "probe", options)
+        result = train_probe(labels, Path(folder) / "probe", name, options)
     rows = [{"name": name, "auc": s.auc.value, "auc_low": s.auc.low, "auc_high": s.auc.high,
              "accuracy": s.accuracy.value} for name, s in result.methods.items()]  # fmt: skip
     for row in rows:

@@ -11,7 +11,7 @@ Every function that takes `progress` calls it so.  What the callback raises ends
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, total): how many steps of a stage are done, of how many."""
+"""Called with (stage, done, total): how many steps of a stage are done, of how many; 0 where nobody knows."""
 
 Say = Callable[[str], None]
 """Called with a line of text now and then."""

@@ -105,7 +105,7 @@ class DreamBooth(show.Verb):
         quiet = self.json or ranks.rank() > 0
         with show.Bars(quiet=quiet) as bars:
             result = dreambooth(
-                self.instance, self.model, self.out, options, backbone=self.backbone, describer=self.describer,
+                self.instance, self.out, self.model, options, backbone=self.backbone, describer=self.describer,
                 vocabulary=self.vocabulary, progress=bars,
                 say=silent if quiet else show.stderr().print,
             )  # fmt: skip

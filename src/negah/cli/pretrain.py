@@ -152,7 +152,7 @@ class Pretrain(show.Verb):
         from negah.runs.pretrain import Method, Options, pretrain
 
         found = pretrain(
-            cast(Method, self.method), self.data, self.named(), self.out, self.options(Options), progress=bars, say=say
+            self.data, self.out, cast(Method, self.method), self.named(), self.options(Options), progress=bars, say=say
         )
         names = {"knn20": "kNN accuracy, k 20", "knn200": "kNN accuracy, k 200", "linear": "linear accuracy"}
         rows: Rows = [("tiles", found.tiles), ("steps", found.steps), ("loss", f"{found.loss:.4g}")]
@@ -164,7 +164,7 @@ class Pretrain(show.Verb):
         from negah.runs.pairs import NAMES, Method, Options, pretrain
 
         found = pretrain(
-            cast(Method, self.method), self.data, self.named(), self.out, self.options(Options), progress=bars, say=say
+            self.data, self.out, cast(Method, self.method), self.named(), self.options(Options), progress=bars, say=say
         )
         rows: Rows = [("pictures", found.pictures), ("different texts", found.texts), ("steps", found.steps)]
         rows += [("loss", f"{found.loss:.4g}"), *scored(found.scores, NAMES)]

@@ -90,7 +90,7 @@ class ProbeTrain(Labelled):
             size=self.size, gsd_m=self.gsd, lora=self.lora, views=self.views, epochs=self.epochs, seed=self.seed,
         )  # fmt: skip
         with _Bars(quiet=self.json) as bars:
-            result = train_probe(self.data, self.backbone, self.out, options, progress=bars)
+            result = train_probe(self.data, self.out, self.backbone, options, progress=bars)
         return _report(result, as_json=self.json)
 
 

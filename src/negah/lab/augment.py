@@ -162,7 +162,7 @@ def personalised(five: UInt8[Tensor, "5 3 side side"], out: Path, effort: Effort
         class_word=CLASS_WORD, token=TOKEN, steps=effort.steps, every=max(1, effort.steps // 2), lr=5e-4, samples=2,
         class_images=min(100, 2 * effort.steps), seed=seed,
     )  # fmt: skip
-    return dreambooth([photos], IMAGINER, out / "run", options, say=effort.say).model
+    return dreambooth([photos], out / "run", IMAGINER, options, say=effort.say).model
 
 
 def draw(model: Any, prompts: Sequence[str], seed: int) -> UInt8[Tensor, "n 3 side side"]:

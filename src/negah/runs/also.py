@@ -150,7 +150,7 @@ def answer(
     """Write also.csv and the layers; what was found, for machines and for the report."""
     found = cosines(plan, ledger, asked.questions)
     with assembly.file("also.csv") as path:
-        write_also(path, found, asked.questions)
+        write_also(found, asked.questions, path)
     write_layer(assembly, "also", *frames(found, asked.questions, most=LAYER))
     answers, sections = [], []
     for k in range(len(asked.questions)):

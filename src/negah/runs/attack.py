@@ -84,10 +84,11 @@ class _Images:
 
 
 def attack(
-    model: str, data: Path, out: Path, options: Options = Options(), *,
-    progress: Progress = silent,
+    data: Path, out: Path, model: str, options: Options = Options(), *, progress: Progress = silent
 ) -> Result:  # fmt: skip
-    """Attack what `classifiers.classifier` makes of `model`; `out` gets report.html, robustness.json and run.json.
+    """Attack what `classifiers.classifier` makes of `model`, on labelled images.
+
+    `out` gets report.html, robustness.json and run.json.
 
     Raises InputError for what cannot be attacked, OutputError where `out` cannot be written to.
     """

@@ -70,7 +70,7 @@ MADE = ("checkpoint.pt",)
 
 
 def dreambooth(
-    instance: Sequence[str | Path], model: str, out: Path, options: Options, *, backbone: str = "negah/aerial-tiny",
+    instance: Sequence[str | Path], out: Path, model: str, options: Options, *, backbone: str = "negah/aerial-tiny",
     describer: str = DESCRIBER, vocabulary: Path | None = None,
     progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip

@@ -183,7 +183,7 @@ def drawn(
 
 
 def harden(
-    method: Method, model: str, data: Path, out: Path, options: Options, *,
+    data: Path, out: Path, method: Method, model: str, options: Options, *,
     progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Harden a detector on labelled images of panels and none.
@@ -239,7 +239,7 @@ def images_of(
 
 
 def harden_classifier(
-    method: Method, backbone: str, data: Sequence[str], out: Path, options: Options, *,
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options, *,
     progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train a backbone and a linear layer on pictures in a folder for each class, which are taken to be independent.

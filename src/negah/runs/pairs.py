@@ -110,7 +110,7 @@ class Result:
 
 
 def pretrain(
-    method: Method, data: Sequence[str], backbone: str, out: Path, options: Options = Options(), *,
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options = Options(), *,
     progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train by `method` on the caption files `data`, with `backbone` to see the pictures.

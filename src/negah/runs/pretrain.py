@@ -52,7 +52,7 @@ class Result:
 
 
 def pretrain(
-    method: Method, data: Sequence[str], backbone: str, out: Path, options: Options = Options(), *,  # noqa: B008 (frozen)
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options = Options(), *,  # noqa: B008 (frozen)
     progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train `backbone` on the pictures under `data` by `method`.

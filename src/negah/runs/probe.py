@@ -79,7 +79,7 @@ class Result:
     model: Path | None = None
 
 
-def train_probe(data: Path, backbone: str, out: Path, options: Options, *, progress: Progress = silent) -> Result:
+def train_probe(data: Path, out: Path, backbone: str, options: Options, *, progress: Progress = silent) -> Result:
     """Cross-validate the probes on labelled images, train the head on all of them, and save it as a detector.
 
     Writes head.safetensors (a `Detector`), scores.json, predictions.csv (held out) and run.json into `out`, and keeps
@@ -244,15 +244,11 @@ def _gsd(samples: Samples, given: float | None, notes: list[str]) -> float:
 
 def _tokens(vit: ViT, images: Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
     """Tokens of every view of every image, image by image."""
-    total, done = views * len(images), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("features", done, total)
-
     stream = (turned(image, v) for image in map(images.__getitem__, range(len(images))) for v in range(views))
-    return cached_tokens(vit, stream, folder, device=next(vit.parameters()).device, advance=advance)
+    return cached_tokens(
+        vit, stream, folder, device=next(vit.parameters()).device,
+        progress=lambda stage, done, _: progress(stage, done, views * len(images)),
+    )  # fmt: skip
 
 
 def _crossed_thresholds(labels: ndarray, p: ndarray, fold: ndarray) -> Float[ndarray, " n"]:

@@ -185,10 +185,10 @@ def survey(
 
         with gdal_settings(cache=FILES_CACHE), Assembly(out) as assembly:
             with assembly.file("tiles.csv") as path:
-                write_tiles(path, ledger, plan, refined=refined is not None)
+                write_tiles(ledger, plan, path, refined=refined is not None)
             failures = also.joined(ledger.failures(), unseen)
             with assembly.file("failures.csv") as path:
-                write_failures(path, failures)
+                write_failures(failures, path)
             made = _map(plan, ledger, assembly, power, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
             write_layer(assembly, "panels", on_earth, in_pixels)
@@ -265,7 +265,7 @@ def survey(
             with assembly.file("report.html") as path:
                 write_report(report, path)
             with assembly.file("run.json") as path:
-                write_json(path, {
+                write_json({
                     "negah": __version__,
                     "verb": "survey",
                     "started": started.isoformat(timespec="seconds"),
@@ -280,9 +280,9 @@ def survey(
                     "versions": versions(),
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),
-                })  # fmt: skip
+                }, path)  # fmt: skip
         if to_label:
-            labels.write_next(out, to_label)
+            labels.write_next(to_label, out)
     return summary
 
 

@@ -236,7 +236,7 @@ def pixels(sources: Sequence[Source], source: PlannedSource, box: Box, longest: 
         return None
 
 
-def write_also(path: Path, found: Cosines, questions: Sequence[Question]) -> None:
+def write_also(found: Cosines, questions: Sequence[Question], path: Path) -> None:
     """also.csv: a row per scored window and question."""
     standings = [question.standing(found.cosine[:, k]) for k, question in enumerate(questions)]
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -302,7 +302,7 @@ def _score_chunk(
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         if measure.calibration is not None:
             fraction = looked_closer(
-                images, loaded.valid, probability, readings[0], scorers[0], measure.calibration.cells,
+                scorers[0], images, loaded.valid, probability, readings[0], measure.calibration.cells,
                 threshold=measure.threshold, patch=patch,
             )  # fmt: skip
         else:
@@ -346,9 +346,8 @@ def _score_chunk(
 
 
 def looked_closer(
-    images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
-    probability: Float[ndarray, " batch"], reading: Reading, scorer: Scorer, cells: Cells, *, threshold: float,
-    patch: int,
+    scorer: Scorer, images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
+    probability: Float[ndarray, " batch"], reading: Reading, cells: Cells, *, threshold: float, patch: int,
 ) -> Float[ndarray, "batch cell"]:  # fmt: skip
     """Panel fractions of the cells; of windows that hold panels, each looked at once more, on its own."""
     fraction = np.zeros((len(images), reading.patch_logits.shape[1] * cells.fine**2), np.float32)

@@ -139,7 +139,7 @@ def climb(
     )  # fmt: skip
 
     def job(progress: Progress) -> Path:
-        evaluate(model or parts.DETECTOR, data, folder / "attack", options, progress=progress)
+        evaluate(data, folder / "attack", model or parts.DETECTOR, options, progress=progress)
         return folder / "attack"
 
     return job

@@ -179,7 +179,7 @@ def recalibrating(
             typed = parts.number(given.get(str(number)), f"true m² of window {number}")
             true.append(row.area_m2 if typed is None and accept else typed)
         path = folder / "map" / FILLED
-        write_labels(path, asked.drawn, true)
+        write_labels(asked.drawn, path, true_m2=true)
         options = replace(asked.options, labels=path)
         summary = surveyed(asked.paths, folder, options, progress)
         return replace(asked, summary=summary, intervals=(*asked.intervals, interval_of(summary)))

@@ -95,11 +95,11 @@ def render(
 
 
 def photograph(
-    sketch: Sketch, window: Window, camera: Camera, noise: np.random.Generator
+    sketch: Sketch, window: Window, camera: Camera, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """What a camera makes of a window, [h, w, 3], and the part of each pixel that is module, [h, w]."""
     wide = window.grown(camera.reach)
-    grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
+    grain = rng.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
     radiance, cover = paint(sketch, wide, camera.shadow, subdivision(window.gsd_m))
     cut = slice(camera.reach, -camera.reach)
     exposure = (

@@ -110,8 +110,8 @@ def write_town(
                     r0, c0 = row * CELL_PX, col * CELL_PX
                     h, w = min(CELL_PX, height - r0), min(CELL_PX, width - c0)
                     cell = Window(c0 * gsd_m, r0 * gsd_m, w, h, gsd_m)
-                    noise = np.random.default_rng(mix(seed, 0x72, row, col))
-                    rgb, cover, arrays, names = paint_cell(town, cell, noise, exposure, (width * gsd_m, height * gsd_m))
+                    rng = np.random.default_rng(mix(seed, 0x72, row, col))
+                    rgb, cover, arrays, names = paint_cell(town, cell, rng, exposure, (width * gsd_m, height * gsd_m))
                     tile = ((r0, r0 + h), (c0, c0 + w))
                     image.write(np.moveaxis(rgb, -1, 0), window=tile)
                     mask.write(np.rint(cover * 255).astype(np.uint8), 1, window=tile)
@@ -158,13 +158,13 @@ def pilot_mean(town: Town, width_m: float, height_m: float) -> float:
 
 
 def paint_cell(
-    town: Town, cell: Window, noise: np.random.Generator, exposure: float, extent: tuple[float, float]
+    town: Town, cell: Window, rng: np.random.Generator, exposure: float, extent: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, list[ModuleArray], Counter[str]]:
     """One cell: picture, mask, the arrays with their middle in it (or beyond the town's edge beside it), the things."""
     wide = cell.grown(CLEAR.reach)
     sketch = town.sketch(wide.bounds())
     radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd_m))
-    grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
+    grain = rng.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
     cut = slice(CLEAR.reach, -CLEAR.reach)
     rgb = develop(radiance, CLEAR, grain, exposure)[cut, cut]
     x0, y0, x1, y1 = cell.bounds()
