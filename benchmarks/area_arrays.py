@@ -49,7 +49,7 @@ def main() -> None:
             pairs = [
                 Pair(*(find_sources([f"{folder}/{kind}/{row[kind]}"])[0] for kind in ("image", "mask"))) for row in rows
             ]
-            seen, _, failures = compare(pairs, detector, gsd=gsd, threshold=THRESHOLD)
+            seen, _, failures = compare(pairs, detector, gsd_m=gsd, threshold=THRESHOLD)
         assert not failures, failures
         tile = seen.place  # without a CRS each picture is a place
         seen = replace(seen, place=place[tile])

@@ -87,7 +87,7 @@ def measured(detector: Detector, pictures: list[tuple[np.ndarray, np.ndarray]], 
             for path, array in zip(paths, arrays, strict=True):
                 Image.fromarray(array).save(path)
             pairs.append(Pair(*(find_sources([str(path)])[0] for path in paths)))
-        seen, _, failures = compare(pairs, detector, gsd=gsd, threshold=THRESHOLD)
+        seen, _, failures = compare(pairs, detector, gsd_m=gsd, threshold=THRESHOLD)
     assert not failures, failures
     if len(seen.found) < 20:
         return counts(seen)

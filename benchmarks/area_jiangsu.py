@@ -157,7 +157,7 @@ def extracted(data: Path, rows: list[dict[str, str]], folder: Path, side: int) -
 
 def looked(pairs: list[Pair], detector: Detector, *, side: int, place: np.ndarray) -> Seen:
     seen, _, failures = compare(
-        pairs, detector, gsd=25.6 / side, threshold=detector.info.threshold, zoom=ZOOM, outputs=True
+        pairs, detector, gsd_m=25.6 / side, threshold=detector.info.threshold, zoom=ZOOM, outputs=True
     )
     assert not failures and len(seen) == len(pairs), failures
     return replace(seen, place=place)

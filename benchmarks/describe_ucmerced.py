@@ -126,7 +126,7 @@ def trained(method: Method, data: str, out: Path, seed: int) -> tuple[Model, Tok
         epochs=EPOCHS, batch=64, size=SIZE, vocabulary=1024, width=128, layers=4, overhead=True, precision="bf16",
         seed=seed,
     )  # fmt: skip
-    found = pretrain(method, [data], BACKBONES[method], out, options, say=print)
+    found = pretrain([data], out, method, BACKBONES[method], options, say=print)
     return load_both(str(found.model))
 
 

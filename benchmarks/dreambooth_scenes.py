@@ -236,7 +236,7 @@ class Bench:
                 steps=effort.steps, every=effort.every, batch=effort.batch, class_images=effort.class_images,
                 samples=effort.samples, sampler_steps=effort.sampler_steps,
             )  # fmt: skip
-            result = dreambooth([photos], self.model, out, options, say=lambda line: print(out.name, line, flush=True))
+            result = dreambooth([photos], out, self.model, options, say=lambda line: print(out.name, line, flush=True))
             if weight and not drawn.exists():
                 shutil.copytree(out / "class", drawn)
             (out / "checkpoint.pt").unlink()

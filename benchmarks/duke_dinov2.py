@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     args = parser.parse_args()
     labels = results.data_folder() / "duke-solar/labels.csv"
-    options = Options(group="overlap_group", size=args.size, gsd=0.3, views=args.views, epochs=args.epochs)
+    options = Options(group="overlap_group", size=args.size, gsd_m=0.3, views=args.views, epochs=args.epochs)
     with tempfile.TemporaryDirectory() as folder:
         name = random_weights(Path(folder) / "dinov2") if args.random else OFFICIAL
-        result = train_probe(labels, name, Path(folder) / "probe", options)
+        result = train_probe(labels, Path(folder) / "probe", name, options)
     rows = [{"name": name, "auc": s.auc.value, "auc_low": s.auc.low, "auc_high": s.auc.high,
              "accuracy": s.accuracy.value} for name, s in result.methods.items()]  # fmt: skip
     for row in rows:

@@ -51,7 +51,7 @@ def main() -> None:
     detectors, made = {"bundled": load(MODEL)}, {}
     for what in ("all", "head"):
         options = Options(**{**vars(HARDENING), "what": what})
-        made[what] = harden(METHOD, MODEL, table, args.work / what, options, say=print)
+        made[what] = harden(table, args.work / what, METHOD, MODEL, options, say=print)
         detectors[f"hardened_{what}"] = load(made[what].model)
 
     images, y, groups = tiles.labelled.images[aside], tiles.labelled.labels[aside], tiles.groups[aside]

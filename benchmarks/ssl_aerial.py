@@ -179,7 +179,7 @@ def backbones(work: Path, pool: list[str], recipe: Options, seed: int) -> dict[s
     def trained(method: Method, start: str, name: str) -> Path:
         out = work / f"{name}-{seed}"
         if not (out / "backbone.safetensors").is_file():
-            made = pretrain(method, pool, start, out, replace(recipe, seed=seed))
+            made = pretrain(pool, out, method, start, replace(recipe, seed=seed))
             print(f"{name}, seed {seed}: {made.steps} steps on {made.tiles} tiles; {made.diagnosis}", flush=True)
         return out
 

@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         extracted(data, jiangsu(data, folds=2)[0], work, 256)
-        made = calibrate(work, work / "calibration.json", detector, gsd=0.1)
+        made = calibrate(work, work / "calibration.json", detector, gsd_m=0.1)
         for share in SHARES:
             raster = work / f"town{share}.tif"
             write(raster, empty, panels, share, rng)

@@ -75,7 +75,7 @@ def compare(path: Path, loop, detector: Detector, out: Path, repeat: int) -> dic
         start = time.perf_counter()
         fp32 = loop()
         middle = time.perf_counter()
-        survey([str(path)], out, [detector], Options(gsd=0.3))
+        survey([str(path)], out, [detector], Options(gsd_m=0.3))
         end = time.perf_counter()
         if i:
             theirs.append(len(fp32) / (middle - start))

@@ -244,8 +244,8 @@ def test_a_town_without_modules_has_an_empty_layer(tmp_path):
 
 def test_progress_is_told_of_every_cell(tmp_path):
     heard = []
-    write_town(tmp_path / "t.tif", size_px=(40, 520), progress=lambda done, all_: heard.append((done, all_)))
-    assert heard == [(1, 2), (2, 2)]
+    write_town(tmp_path / "t.tif", size_px=(40, 520), progress=lambda *step: heard.append(step))
+    assert heard == [("drawing", 0, 2), ("drawing", 1, 2), ("drawing", 2, 2)]
 
 
 @pytest.mark.parametrize("size", [0, -3, 9000, (10, 0)])

@@ -223,7 +223,7 @@ def test_places_and_pictures_without_one(tmp_path, detector, describer):
     raster(tmp_path / "in/b.tif", 1, crs="EPSG:32632")
     raster(tmp_path / "in/c.tif", 2, crs=None)
     (tmp_path / "in/d.tif").write_bytes(b"II*\0nothing")
-    summary = do([tmp_path / "in"], tmp_path / "out", detector, WORDS[:1], describer, gsd=0.3)
+    summary = do([tmp_path / "in"], tmp_path / "out", detector, WORDS[:1], describer, gsd_m=0.3)
     assert not summary.complete and summary.also[0].windows == 60
     assert len(rows(tmp_path / "out/also.csv")) == 60
     on_earth = geopandas.read_parquet(tmp_path / "out/also.parquet")

@@ -35,7 +35,7 @@ def plain(threshold: float) -> Calibration:
 
 
 def areas(paths: list[str], out: Path, given: Path) -> dict[str, str]:
-    survey(paths, out, [load("negah/aerial-tiny")], Options(gsd=0.3, calibration=given, precision="fp32"))
+    survey(paths, out, [load("negah/aerial-tiny")], Options(gsd_m=0.3, calibration=given, precision="fp32"))
     with (out / "tiles.csv").open(newline="") as file:
         return {Path(row["source"]).name: row["area_m2"] for row in csv.DictReader(file)}
 
@@ -78,7 +78,7 @@ def test_moving_turning_and_mirroring_stay_inside_the_interval(tmp_path):
                 picture.resize((85, 85), Image.Resampling.BOX).save(path)
             pair.append(find_sources([str(path)])[0])
         pairs.append(Pair(*pair))
-    seen, _, _ = compare(pairs, detector, gsd=25.6 / 85, threshold=0.5, precision="fp32")
+    seen, _, _ = compare(pairs, detector, gsd_m=25.6 / 85, threshold=0.5, precision="fp32")
     test = np.arange(len(seen)) % 4 == 0
     made = calibration.calibrate(seen.of(~test), zoom=2)
 

@@ -40,7 +40,7 @@ def given(tmp_path_factory):
 
 def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
     folder, model = given
-    result = attack(model, folder / "tiles", tmp_path / "out", Options(**SHORT))
+    result = attack(folder / "tiles", tmp_path / "out", model, Options(**SHORT))
     found = result.robustness
     assert len(found.images) == 24 and found.clean > 0.9
     first, last = found.curve
@@ -58,12 +58,12 @@ def test_a_detector_is_attacked_at_rising_radii(given, tmp_path):
 def test_what_cannot_be_attacked_is_told(given, tmp_path):
     folder, model = given
     with pytest.raises(InputError, match="eps 0"):
-        attack(model, folder / "tiles", tmp_path, Options(eps=(0.0,)))
+        attack(folder / "tiles", tmp_path, model, Options(eps=(0.0,)))
     with pytest.raises(InputError, match="--images 0"):
-        attack(model, folder / "tiles", tmp_path, Options(images=0))
+        attack(folder / "tiles", tmp_path, model, Options(images=0))
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="another --out"):
-        attack(model, folder / "tiles", tmp_path / "file", Options(**SHORT, images=8))
+        attack(folder / "tiles", tmp_path / "file", model, Options(**SHORT, images=8))
 
 
 def test_a_broken_picture_is_left_out_and_named(given, tmp_path):
@@ -72,5 +72,5 @@ def test_a_broken_picture_is_left_out_and_named(given, tmp_path):
     folder, model = given
     shutil.copytree(folder / "tiles", tmp_path / "tiles")
     (tmp_path / "tiles" / "none" / "broken.png").write_bytes(b"not a picture")
-    result = attack(model, tmp_path / "tiles", tmp_path / "out", Options(**SHORT))
+    result = attack(tmp_path / "tiles", tmp_path / "out", model, Options(**SHORT))
     assert len(result.robustness.images) == 24 and [name for name, _ in result.failures] == ["none/broken.png"]

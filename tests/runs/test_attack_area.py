@@ -87,13 +87,13 @@ def test_windows_are_those_of_a_survey(given, tmp_path):
     wide = np.concatenate([p.permute(1, 2, 0).numpy() for p in windows.pixels[:2]], 1)
     Image.fromarray(wide).save(tmp_path / "wide.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    (found,), failures = windows_of([str(tmp_path)], detector, gsd=0.3)
+    (found,), failures = windows_of([str(tmp_path)], detector, gsd_m=0.3)
     assert torch.equal(found.pixels, windows.pixels[:2]) and [name for name, _ in failures] == [
         str(tmp_path / "broken.png")
     ]
     np.testing.assert_allclose(found.ground_m2, [9.6**2] * 2)
     assert found.gsd_m.tolist() == [0.3] * 2
-    (one,), _ = windows_of([str(tmp_path)], detector, gsd=0.3, most=1)
+    (one,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=1)
     assert len(one.pixels) == 1
-    (coarse,), _ = windows_of([str(tmp_path)], detector, gsd=0.15)
+    (coarse,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.15)
     assert coarse.pixels.shape == (1, 3, 16, 32) and coarse.ground_m2 == pytest.approx(9.6 * 4.8)

@@ -136,7 +136,7 @@ def test_masks_of_zero_and_one_in_their_own_folder(masks, tmp_path):
         for folder, values in (("images", image), ("masks", image // 255)):
             (tmp_path / "png" / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(tmp_path / "png" / folder / f"{path.stem}.png")
-    a, b = run(masks, tmp_path / "a.json"), run(tmp_path / "png", tmp_path / "b.json", gsd=0.3 / 0.9996)
+    a, b = run(masks, tmp_path / "a.json"), run(tmp_path / "png", tmp_path / "b.json", gsd_m=0.3 / 0.9996)
     assert b.calibration.fit.area(np.array([50.0]), np.array([0.5]))[0] == pytest.approx(
         a.calibration.fit.area(np.array([50.0]), np.array([0.5]))[0], rel=1e-3
     )

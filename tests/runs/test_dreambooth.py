@@ -39,7 +39,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def run(photos: Path, pipeline: Path, out: Path, options: Options = QUICK, **more):
-    return dreambooth([photos], str(pipeline), out, options, **more)
+    return dreambooth([photos], out, str(pipeline), options, **more)
 
 
 @pytest.fixture(scope="module")

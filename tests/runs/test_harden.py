@@ -62,7 +62,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, out: Path, options: Options = QUICK, **more):
-    return harden("fgsm", str(folder / "plain.safetensors"), folder / "labels.csv", out, options, **more)
+    return harden(folder / "labels.csv", out, "fgsm", str(folder / "plain.safetensors"), options, **more)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_the_head_alone_leaves_the_backbone_and_an_average_is_what_is_kept(folde
 @pytest.mark.parametrize("method", ["fast-at", "n-fgsm", "pgd", "trades"])
 def test_every_method_makes_a_classifier_from_class_folders(folder, tmp_path, method):
     options = Options(eps=1 / 255, epochs=2, batch=32, size=16)
-    result = harden_classifier(method, "resnet10-cifar", [str(folder / "classes")], tmp_path, options)
+    result = harden_classifier([str(folder / "classes")], tmp_path, method, "resnet10-cifar", options)
     assert result.before == {} and result.threshold is None and result.steps == 6
     assert 0 <= result.after["robust accuracy"].value <= result.after["accuracy"].value <= 1
     model = weights.load_classifier(tmp_path)
@@ -205,7 +205,7 @@ def test_every_method_makes_a_classifier_from_class_folders(folder, tmp_path, me
 
 def test_a_classifier_is_refused_where_its_parts_do_not_fit(folder, tmp_path):
     options = Options(eps=1 / 255, epochs=1, batch=64, size=16)
-    harden_classifier("fgsm", "resnet10-cifar", [str(folder / "classes")], tmp_path / "a", options)
+    harden_classifier([str(folder / "classes")], tmp_path / "a", "fgsm", "resnet10-cifar", options)
     weights.save_backbone(weights.backbone("vit-micro/8", size=16), tmp_path / "a" / "backbone.safetensors")
     with pytest.raises(WeightsError, match="does not fit its backbone"):
         weights.load_classifier(tmp_path / "a")

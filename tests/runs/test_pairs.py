@@ -37,7 +37,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("method", ["clip", "coca", "simvlm"])
 def test_a_run_writes_a_model_that_is_read_again_whole(method, data, tmp_path):
-    found = pretrain(method, [str(data)], BACKBONES[method], tmp_path / "out", SMALL)
+    found = pretrain([str(data)], tmp_path / "out", method, BACKBONES[method], SMALL)
     assert found.pictures == 8 and found.texts == 8 and found.steps == 2
     model, tokens = load_both(str(found.model))
     pairs = Captions.read(data, 16)
@@ -53,7 +53,7 @@ def test_coca_learns_what_it_is_shown(data, tmp_path):
         epochs=150, batch=8, size=16, side=16, vocabulary=600, length=12, width=32, layers=2, lr=2e-3,
         score=(str(data),), score_every=150,
     )  # fmt: skip
-    found = pretrain("coca", [str(data)], "vit-micro/8", tmp_path / "out", options)
+    found = pretrain([str(data)], tmp_path / "out", "coca", "vit-micro/8", options)
     last = found.scores[-1]
     assert last["exact"] == 1 and last["text_to_image_1"] == 1 and last["image_to_text_1"] == 1
     result = caption([data.parent / "red0.png"], model=str(found.model))
@@ -61,8 +61,8 @@ def test_coca_learns_what_it_is_shown(data, tmp_path):
 
 
 def test_a_run_goes_on_where_it_was_stopped(data, tmp_path):
-    whole = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "whole", SMALL)
-    again = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "whole", SMALL)
+    whole = pretrain([str(data)], tmp_path / "whole", "clip", "vit-micro/8", SMALL)
+    again = pretrain([str(data)], tmp_path / "whole", "clip", "vit-micro/8", SMALL)
     assert again.steps == whole.steps
     one, other = (load_both(str(found.model))[0].state_dict() for found in (whole, again))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -93,7 +93,7 @@ def test_pictures_that_are_missing_are_told_and_status_is_3(data, tmp_path, caps
 )
 def test_what_cannot_be_trained_is_refused(options, method, backbone, message, data, tmp_path):
     with pytest.raises(InputError, match=message):
-        pretrain(method, [str(data)], backbone, tmp_path / "out", Options(**{**vars(SMALL), **options}))
+        pretrain([str(data)], tmp_path / "out", method, backbone, Options(**{**vars(SMALL), **options}))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_options_of_other_methods_are_refused(given, message, data, tmp_path, ca
 
 
 def test_captions_of_one_pixel_and_of_drawing(data, tmp_path, capsys):
-    found = pretrain("simvlm", [str(data)], "resnet10-cifar", tmp_path / "out", SMALL)
+    found = pretrain([str(data)], tmp_path / "out", "simvlm", "resnet10-cifar", SMALL)
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG")
     arguments = ["caption", str(tmp_path / "dot.png"), str(tmp_path / "bad.png"), "--model", str(found.model), "--json"]
@@ -126,7 +126,7 @@ def test_captions_of_one_pixel_and_of_drawing(data, tmp_path, capsys):
         caption(dot, model=str(found.model), share=0.5, seed=2**70)
     with pytest.raises(InputError, match="no picture to be used in .*bad.png"):
         caption([tmp_path / "bad.png"], model=str(found.model))
-    clip = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "clip", SMALL)
+    clip = pretrain([str(data)], tmp_path / "clip", "clip", "vit-micro/8", SMALL)
     with pytest.raises(WeightsError, match="a CLIP, which writes nothing"):
         caption(dot, model=str(clip.model))
     model, tokens = load_both(str(found.model))
@@ -141,14 +141,14 @@ def test_a_model_tells_its_ground_size_and_keeps_vectors_of_held_out_pictures(da
     held = tmp_path / "held.csv"
     held.write_text("file,caption\nred0.png,a red field\nblue1.png,a blue field\n")
     options = Options(**{**vars(SMALL), "extent": 32.0, "score": (str(held),)})
-    found = pretrain("coca", [str(data)], "vit-micro/8", tmp_path / "out", options)
+    found = pretrain([str(data)], tmp_path / "out", "coca", "vit-micro/8", options)
     checkpoint = read(found.model)
     model, _ = load_both(str(found.model))
     assert gsd_of(checkpoint) == 2.0
     assert isinstance(model, CoCa)
     expected = vectors(model, Captions.read(held, 16).images)
     torch.testing.assert_close(reference_of(checkpoint), expected, atol=2e-3, rtol=0)
-    plain = pretrain("clip", [str(data)], "vit-micro/8", tmp_path / "plain", SMALL)
+    plain = pretrain([str(data)], tmp_path / "plain", "clip", "vit-micro/8", SMALL)
     kept = reference_of(read(plain.model))
     assert kept is not None and len(kept) == 8 and gsd_of(read(plain.model)) is None
     with pytest.raises(WeightsError, match="a model of pictures and words, no backbone"):

@@ -68,7 +68,7 @@ def test_each_method_makes_a_backbone_and_goes_on_in_the_middle_of_an_epoch_to_t
 ):
     # Checkpoints are large: here only when told to stop, and at the end.
     options = Options(**QUICK, score=(str(folder),), score_every=1, checkpoint_every=9)
-    result = pretrain(method, [str(folder)], net, tmp_path / "whole", options)
+    result = pretrain([str(folder)], tmp_path / "whole", method, net, options)
     assert result.steps == 6 and result.tiles == 24 and np.isfinite(result.loss) and result.diagnosis
     assert [(row["epoch"], row["step"]) for row in result.scores] == [(1, 3), (2, 6)]  # the last one is reported
     assert all(0 <= row[name] <= 1 for row in result.scores for name in ("knn20", "knn200", "linear"))
@@ -80,12 +80,12 @@ def test_each_method_makes_a_backbone_and_goes_on_in_the_middle_of_an_epoch_to_t
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as caught:
         told_to_stop(patch, 4)
-        pretrain(method, [str(folder)], net, tmp_path / "parts", options)
+        pretrain([str(folder)], tmp_path / "parts", method, net, options)
     assert caught.value.code == 143
     assert checkpoint.load(tmp_path / "parts" / "checkpoint.pt")["step"] == 5  # an epoch is three steps
     assert not (tmp_path / "parts" / "backbone.safetensors").exists()
     told: list[str] = []
-    again = pretrain(method, [str(folder)], net, tmp_path / "parts", options, say=told.append)
+    again = pretrain([str(folder)], tmp_path / "parts", method, net, options, say=told.append)
     assert told[0] == f"going on with the run in {tmp_path / 'parts'}"
     assert replace(again, backbone=result.backbone) == result
     whole, parts = (checkpoint.load(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
@@ -104,7 +104,7 @@ def test_maps_scores_and_a_line_at_fixed_epochs(folder, tmp_path):
     read: list[tuple[str, int, int]] = []
     options = Options(**(QUICK | {"epochs": 3}), score=(str(folder),), score_every=2)
     pretrain(
-        "simclr", [str(folder)], "resnet10-cifar", tmp_path, options,
+        [str(folder)], tmp_path, "simclr", "resnet10-cifar", options,
         say=told.append, progress=lambda *step: read.append(step),
     )  # fmt: skip
     assert read == [(stage, i, 24) for stage in ("pictures", "scores") for i in range(1, 25)]
@@ -124,7 +124,7 @@ def test_what_is_held_out_is_a_fifth_of_each_class(folder, tmp_path):
 
 
 def test_a_batch_of_two_trains_and_says_that_nothing_can_be_told(folder, tmp_path):
-    result = pretrain("mocov3", [str(folder)], "vit-micro/16", tmp_path, Options(**(QUICK | {"batch": 2, "epochs": 1})))
+    result = pretrain([str(folder)], tmp_path, "mocov3", "vit-micro/16", Options(**(QUICK | {"batch": 2, "epochs": 1})))
     assert np.isfinite(result.loss) and result.steps == 12
     assert result.diagnosis == "nothing can be told from fewer than 4 pictures in a batch"
 
@@ -140,15 +140,15 @@ def test_a_run_that_the_doctor_ends_is_scored_where_it_ended(folder, tmp_path, m
     CollapseDoctor_after_step = CollapseDoctor.after_step
     monkeypatch.setattr(CollapseDoctor, "after_step", end)
     options = Options(**QUICK, score=(str(folder),), score_every=1)
-    result = pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path, options)
+    result = pretrain([str(folder)], tmp_path, "simclr", "resnet10-cifar", options)
     assert result.stopped == "collapsed" and result.steps == 4
     assert [row["step"] for row in result.scores] == [3, 4] and result.scores[-1]["linear"] <= 1
 
 
 def test_a_backbone_goes_on_at_a_higher_resolution(folder, tmp_path):
-    first = pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "low", Options(**QUICK))
+    first = pretrain([str(folder)], tmp_path / "low", "dinov2", "vit-micro/8", Options(**QUICK))
     more = Options(**(QUICK | {"size": 48, "epochs": 1}), lr=1e-6)
-    second = pretrain("dinov2", [str(folder)], str(first.backbone), tmp_path / "high", more)
+    second = pretrain([str(folder)], tmp_path / "high", "dinov2", str(first.backbone), more)
     low, high = backbone(str(first.backbone)), backbone(str(second.backbone))
     for a, b in zip(low.parameters(), high.parameters(), strict=True):  # it started from the first, and not anew
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
@@ -158,18 +158,18 @@ def test_a_backbone_goes_on_at_a_higher_resolution(folder, tmp_path):
 
 def test_a_small_backbone_is_taught_by_a_finished_run(folder, tmp_path):
     quick = Options(**(QUICK | {"epochs": 1}), long=True)
-    pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "large", quick)
+    pretrain([str(folder)], tmp_path / "large", "dinov2", "vit-micro/8", quick)
     teach = replace(quick, long=False, prototypes=None, distil=str(tmp_path / "large"))
-    result = pretrain("dinov2", [str(folder)], "vit-tiny/8", tmp_path / "small", teach)
+    result = pretrain([str(folder)], tmp_path / "small", "dinov2", "vit-tiny/8", teach)
     state, large = (checkpoint.load(tmp_path / name / "checkpoint.pt")["objective"] for name in ("small", "large"))
     assert len(state["head.last.weight"]) == 64 and backbone(str(result.backbone)).width == 192
     for name, value in large.items():  # the guide is the large run's teacher, and has not moved
         if name.startswith("teacher."):
             assert torch.equal(state[name.replace("teacher.", "guide.", 1)], value)
     with pytest.raises(InputError, match="--distil is for dinov2, not for dino"):
-        pretrain("dino", [str(folder)], "vit-micro/8", tmp_path / "other", teach)
+        pretrain([str(folder)], tmp_path / "other", "dino", "vit-micro/8", teach)
     with pytest.raises(InputError, match="there is no finished run"):
-        pretrain("dinov2", [str(folder)], "vit-micro/8", tmp_path / "other", replace(teach, distil=str(tmp_path)))
+        pretrain([str(folder)], tmp_path / "other", "dinov2", "vit-micro/8", replace(teach, distil=str(tmp_path)))
 
 
 def test_a_damaged_picture_is_left_out_and_told_also_of_the_labelled_ones(folder, tmp_path):
@@ -177,7 +177,7 @@ def test_a_damaged_picture_is_left_out_and_told_also_of_the_labelled_ones(folder
     shutil.copytree(folder, given)
     (given / "red" / "7.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
     options = Options(**QUICK, score=(str(given),))
-    result = pretrain("simclr", [str(given)], "resnet10-cifar", tmp_path / "out", options)
+    result = pretrain([str(given)], tmp_path / "out", "simclr", "resnet10-cifar", options)
     assert result.tiles == 23 and [Path(name).name for name, _ in result.failures] == ["7.png", "7.png"]
 
 
@@ -197,22 +197,22 @@ def test_a_damaged_picture_is_left_out_and_told_also_of_the_labelled_ones(folder
 )
 def test_what_cannot_be_done_is_said_in_a_line(folder, tmp_path, method, net, changes, message):
     with pytest.raises(InputError, match=message) as caught:
-        pretrain(method, [str(folder)], net, tmp_path / "out", Options(**(QUICK | changes)))
+        pretrain([str(folder)], tmp_path / "out", method, net, Options(**(QUICK | changes)))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_another_run_is_refused_by_what_differs(folder, tmp_path):
-    pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK))
+    pretrain([str(folder)], tmp_path, "byol", "resnet10-cifar", Options(**QUICK))
     with pytest.raises(
         OutputError, match=r"holds another run: method byol \(now simclr\), epochs 2 \(now 4\)"
     ) as caught:
-        pretrain("simclr", [str(folder)], "resnet10-cifar", tmp_path, Options(**(QUICK | {"epochs": 4})))
+        pretrain([str(folder)], tmp_path, "simclr", "resnet10-cifar", Options(**(QUICK | {"epochs": 4})))
     assert "\n" not in str(caught.value)
-    done = pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK, workers=1, checkpoint_every=2))
+    done = pretrain([str(folder)], tmp_path, "byol", "resnet10-cifar", Options(**QUICK, workers=1, checkpoint_every=2))
     assert done.steps == 6
 
 
 def test_a_run_without_a_checkpoint_makes_way(folder, tmp_path):
     (tmp_path / "run.json").write_text('{"arguments": {"batch": 32}, "started": ""}')
-    assert pretrain("byol", [str(folder)], "resnet10-cifar", tmp_path, Options(**QUICK)).steps == 6
+    assert pretrain([str(folder)], tmp_path, "byol", "resnet10-cifar", Options(**QUICK)).steps == 6

@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> tuple[Path, Result]:
     out = folder / "out"
-    return out, train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), out, quick(group="place"))
+    return out, train_probe(folder / "labels.csv", out, str(folder / "vit.safetensors"), quick(group="place"))
 
 
 def test_all_four_stand_side_by_side_and_find_what_is_plain(trained):
@@ -106,17 +106,17 @@ def test_everything_is_written_down(trained, folder):
     assert scores["methods"]["kNN"]["auc"]["value"] == pytest.approx(result.methods["kNN"].auc.value)
     assert "other folds" in scores["threshold_from"]
     with pytest.raises(OutputError, match="another run"):
-        train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), out, Options(group="place", folds=4))
+        train_probe(folder / "labels.csv", out, str(folder / "vit.safetensors"), Options(group="place", folds=4))
 
 
 def test_the_same_seed_gives_the_same_figures(trained, folder, tmp_path):
     _, result = trained
-    again = train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out", quick(group="place"))
+    again = train_probe(folder / "labels.csv", tmp_path / "out", str(folder / "vit.safetensors"), quick(group="place"))
     assert again.methods == result.methods and again.threshold == result.threshold
 
 
 def test_a_split_is_asked_for_and_never_random_by_silence(folder, tmp_path):
-    args = folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out"
+    args = folder / "labels.csv", tmp_path / "out", str(folder / "vit.safetensors")
     with pytest.raises(InputError, match=r"--group COLUMN.*--split random"):
         train_probe(*args, quick())
     with pytest.raises(InputError, match=r"knows no locations"):
@@ -134,7 +134,7 @@ def test_unreadable_images_are_left_out_and_named_and_a_test_split_is_kept_out(f
         for i in range(40):
             (tmp_path / f"{i}.png").write_bytes((folder / f"{i}.png").read_bytes() if i != 7 else b"broken")
             rows.writerow([f"{i}.png", i // 2 % 2, i // 2, "test" if i >= 30 else "train"])
-    result = train_probe(tmp_path, str(folder / "vit.safetensors"), tmp_path / "out", quick(gsd=0.25))
+    result = train_probe(tmp_path, tmp_path / "out", str(folder / "vit.safetensors"), quick(gsd_m=0.25))
     assert [name for name, _ in result.failures] == ["7.png"]
     assert result.methods["linear"].samples == 29 and result.test["linear"].samples == 10
     assert result.test["attentive head"].threshold == result.threshold
@@ -143,7 +143,7 @@ def test_unreadable_images_are_left_out_and_named_and_a_test_split_is_kept_out(f
 
 def test_lora_changes_the_backbone_it_saves_and_not_the_one_it_was_given(folder, tmp_path):
     options = Options(group="place", lora=2, folds=2, epochs=2, batch=16)
-    result = train_probe(folder / "labels.csv", str(folder / "vit.safetensors"), tmp_path / "out", options)
+    result = train_probe(folder / "labels.csv", tmp_path / "out", str(folder / "vit.safetensors"), options)
     tuned, given = probe.load(tmp_path / "out" / "head.safetensors").backbone, weights.load(folder / "vit.safetensors")
     changed = {n for n, p in tuned.state_dict().items() if not torch.equal(p, given.state_dict()[n])}
     assert changed == {"blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight"}
@@ -160,7 +160,7 @@ def test_a_detector_reads_large_images_window_by_window(tmp_path):
         big = np.full((64, 64, 3), 140, np.uint8)
         big[:32, 32:] = image
         Image.fromarray(big).save(tmp_path / "set" / f"{i}-{'NP'[i % 2]}.png")
-    eval_probe(tmp_path / "set", str(tmp_path / "d.safetensors"), Options(gsd=0.3), out=tmp_path / "out")
+    eval_probe(tmp_path / "set", str(tmp_path / "d.safetensors"), Options(gsd_m=0.3), out=tmp_path / "out")
     rows = {row["file"]: row for row in csv.DictReader((tmp_path / "out" / "predictions.csv").open())}
     with torch.no_grad():
         for i, image in enumerate(images):

@@ -150,7 +150,7 @@ def test_rasters_that_lie_nowhere_are_joined_within_themselves_alone(tmp_path, d
     parts = [
         write(tmp_path / f"{k}.tif", pixels[:, :, edges[k] * SIDE : edges[k + 1] * SIDE], crs=None) for k in range(3)
     ]  # fmt: skip
-    summary = do(parts, tmp_path / "out", detector, gsd=GSD)
+    summary = do(parts, tmp_path / "out", detector, gsd_m=GSD)
     found = [float(row["refined"]) for row in rows(tmp_path / "out/tiles.csv")]
     assert found == pytest.approx(by_hand(detector, refiner, pixels, [(0, 1), (2, 3)]), abs=2e-4)
     assert summary.refined and summary.refined.alone == 1 and "Without a neighbour: 1." in summary.refined.told

@@ -188,7 +188,7 @@ def test_tiles_without_a_crs_are_measured_with_gsd_and_given_in_pixels(tmp_path)
         image[8:16, 8:16] = WHITE if k % 2 else BLACK
         Image.fromarray(image).save(folder / f"{k:02}.png")
     out = tmp_path / "out"
-    summary = do([folder], out, gsd=0.3)
+    summary = do([folder], out, gsd_m=0.3)
     tiles = rows(out / "tiles.csv")
     assert [Path(t["source"]).name for t in tiles] == [f"{k:02}.png" for k in range(40)]
     assert all(t["window"] == "c0_r0" and t["bounds"] == "0 0 31 31" and t["probability"] for t in tiles)
@@ -286,7 +286,7 @@ def test_sources_of_several_crs_come_together(tmp_path):
     assert sorted(p.name for p in (out / "heatmaps").iterdir()) != []
     # with one that has no CRS, its panels go to files of their own
     Image.fromarray(town()).save(folder / "c.png")
-    do([folder], out, gsd=0.3, overwrite=True)
+    do([folder], out, gsd_m=0.3, overwrite=True)
     pixel = geopandas.read_parquet(out / "panels-pixel.parquet")
     assert len(pixel) == 2 and pixel.crs is None and len(geopandas.read_parquet(out / "panels.parquet")) == 4
 

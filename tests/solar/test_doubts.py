@@ -70,7 +70,7 @@ def test_only_windows_with_panels_are_looked_at_again_and_pixels_without_data_ho
     valid = np.ones(16, np.float32)
     valid[:8] = 0
     fraction = looked_closer(
-        images, {2: valid}, np.array([0.9, 0.1, 0.9]), bright(images), bright, GIVEN.cells, threshold=0.5, patch=8
+        bright, images, {2: valid}, np.array([0.9, 0.1, 0.9]), bright(images), GIVEN.cells, threshold=0.5, patch=8
     )
     assert fraction.shape == (3, 64) and (fraction[1] == 0).all()
     grid = fraction.reshape(3, 8, 8)

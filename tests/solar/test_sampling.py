@@ -218,7 +218,7 @@ ROWS = [
 
 def filled(path, *values):
     """The file of ROWS with true_m2 as a spreadsheet gives it back: its mark in front, its line ends, an empty row."""
-    write_labels(path, ROWS)
+    write_labels(ROWS, path)
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     with path.open("w", newline="", encoding="utf-8-sig") as file:
@@ -228,7 +228,7 @@ def filled(path, *values):
 
 def test_labels_come_back_as_they_were_written(tmp_path):
     path = tmp_path / sampling.LABELS
-    write_labels(path, ROWS)
+    write_labels(ROWS, path)
     assert path.read_text(encoding="utf-8").splitlines()[:2] == [
         HEAD,
         "dé/a b.tif,c0_r0,0 0 9 9,12.346,0.912346,1,100,",

@@ -94,7 +94,7 @@ def test_what_is_measured_is_what_a_survey_measures(tmp_path):
         for kind, pixels in (("picture", image.permute(1, 2, 0).numpy()), ("mask", np.full((32, 32), 255, np.uint8))):
             Image.fromarray(pixels).save(tmp_path / f"{kind}{i}.png")
         pairs.append(Pair(*(find_sources([str(tmp_path / f"{kind}{i}.png")])[0] for kind in ("picture", "mask"))))
-    seen, _, failures = compare(pairs, scorer, gsd=0.3, threshold=THRESHOLD, precision="fp32")
+    seen, _, failures = compare(pairs, scorer, gsd_m=0.3, threshold=THRESHOLD, precision="fp32")
     assert not failures
     np.testing.assert_allclose(measured(scorer, x, Measure(THRESHOLD)), seen.first_m2, rtol=1e-3)
     made = calibration(level=0.5)

@@ -19,12 +19,12 @@ def noisy(items, generator: torch.Generator):
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 9))
-def test_every_epoch_holds_every_item_once_and_every_batch_is_full(items, batch_size, seed):
-    batches = Batches(range(items), batch_size, seed=seed)
-    line = [i for k in range(items) for i in batches.indices(k)]  # batch_size epochs
-    for epoch in range(batch_size):
+def test_every_epoch_holds_every_item_once_and_every_batch_is_full(items, batch, seed):
+    batches = Batches(range(items), batch, seed=seed)
+    line = [i for k in range(items) for i in batches.indices(k)]  # as many epochs as a batch has items
+    for epoch in range(batch):
         assert sorted(line[epoch * items : (epoch + 1) * items]) == list(range(items))
-    assert all(len(batch) == batch_size for batch in islice(batches.start(0), 3))
+    assert all(len(found) == batch for found in islice(batches.start(0), 3))
 
 
 def test_epochs_differ_and_so_do_seeds():

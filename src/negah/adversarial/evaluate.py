@@ -12,7 +12,7 @@ of the images withstand, for there both a weak attack and a broken one show.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -31,10 +31,10 @@ from negah.adversarial.target import Attack, Model, check, logits_of, still
 from negah.adversarial.verdicts import Verdict, verdicts
 from negah.adversarial.watch import Watched, inside
 from negah.errors import InputError
+from negah.progress import Progress, silent
 
 RADII = {"Linf": (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255), "L2": (0.125, 0.25, 0.5, 1.0), "L1": (3.0, 6.0, 12.0)}
 
-Progress = Callable[[str, int, int], None]  # (stage, done, total)
 Images = Float[Tensor, "n channel h w"]
 
 
@@ -153,7 +153,7 @@ def ladder(classes: int, norm: Norm = LINF, *, steps: int = 50) -> dict[str, Att
 def evaluate(
     model: Model, images: Images, labels: Int[Tensor, " n"], *, eps: float | Sequence[float] | None = None,
     norm: Norm = LINF, attacks: Mapping[str, Attack] | None = None, steps: int = 50, batch: int = 128,
-    bf16: bool = False, sample: int = 64, seed: int = 0, progress: Progress = lambda stage, done, total: None,
+    bf16: bool = False, sample: int = 64, seed: int = 0, progress: Progress = silent,
 ) -> Robustness:  # fmt: skip
     """Robust accuracy at each radius, and whether that figure can be trusted.
 
@@ -188,7 +188,7 @@ def evaluate(
         before = i * len(attacks)
         outcome = attacked(
             model, images, labels, eps=radius, norm=norm, attacks=attacks, batch=batch, bf16=bf16, seed=seed,
-            start=outcome, progress=lambda done, before=before: progress("attacks", before + done, total),
+            start=outcome, progress=lambda stage, done, _, before=before: progress(stage, before + done, total),
         )  # fmt: skip
         spent += outcome.gradients
         curve.append(Point(radius, outcome.robust, *outcome.interval, spent, outcome.rungs))
@@ -199,8 +199,7 @@ def evaluate(
     drawn = torch.randperm(len(right), generator=torch.Generator().manual_seed(seed))[:sample]
     some = right[drawn.to(right.device)]
     found = verdicts(
-        model, images[some], labels[some], eps=half, norm=norm, attacks=attacks, seed=seed,
-        progress=lambda done, of: progress("verdicts", done, of),
+        model, images[some], labels[some], eps=half, norm=norm, attacks=attacks, seed=seed, progress=progress
     )  # fmt: skip
     return Robustness(norm.name, outcome.clean, curve, found, half, len(some), fooled_at, outcome.images)
 
@@ -208,7 +207,7 @@ def evaluate(
 def attacked(
     model: Model, images: Images, labels: Int[Tensor, " n"], *, eps: float, norm: Norm = LINF,
     attacks: Mapping[str, Attack] | None = None, batch: int = 256, bf16: bool = False, seed: int = 0,
-    start: Outcome | None = None, progress: Callable[[int], None] = lambda done: None,
+    start: Outcome | None = None, progress: Progress = silent,
 ) -> Outcome:  # fmt: skip
     """Each image through the ladder until it is fooled.
 
@@ -216,7 +215,6 @@ def attacked(
         attacks: name to `attack(model, images, labels, eps=, norm=, generator=) -> images`; by default `ladder`.
         bf16: search in bfloat16; what counts is still fp32.
         start: of a smaller eps: what fooled there does so here.
-        progress: called with the number of attacks that are done.
 
     Raises InputError for what cannot be attacked.
     """
@@ -252,7 +250,7 @@ def attacked(
             counts["forwards"] += watched.forwards
             counts["backwards"] += watched.backwards
         rungs.append(Rung(name, len(index), seconds=time.perf_counter() - started, **counts))
-        progress(len(rungs))
+        progress("attacks", len(rungs), len(attacks))
     return Outcome(found, fooled, right, rungs)
 
 

@@ -67,9 +67,9 @@ def square(
     return best.images
 
 
-def side(progress: float, share: float, images: Batch) -> int:
+def side(done: float, share: float, images: Batch) -> int:
     """Of the squares, in pixels, 1 at least and below the image's."""
-    halvings = sum(progress * 10_000 > at for at in HALVED_AT)
+    halvings = sum(done * 10_000 > at for at in HALVED_AT)
     h, w = images.shape[2:]
     return max(1, min(round(math.sqrt(share / 2**halvings * h * w)), min(h, w) - 1))
 

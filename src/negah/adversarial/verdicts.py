@@ -6,7 +6,7 @@ thousand.  So a count is an alarm only above TOLERATED of the sample (and above 
 (Athalye et al. 2018, arXiv:1802.00420; Carlini et al. 2019, arXiv:1902.06705; Pintor et al. 2021, arXiv:2106.09947.)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,6 +24,7 @@ from negah.adversarial.norms import Norm
 from negah.adversarial.square import SHARES, square
 from negah.adversarial.target import Attack, Model, gradient, logits_of, still
 from negah.adversarial.watch import Watched, inside
+from negah.progress import Progress, silent
 
 State = Literal["ok", "note", "alarm"]
 
@@ -74,7 +75,7 @@ class Verdict:
 
 def verdicts(
     model: Model, images: Float[Tensor, "n channel h w"], labels: Int[Tensor, " n"], *, eps: float, norm: Norm,
-    attacks: Mapping[str, Attack], seed: int = 0, progress: Callable[[int, int], None] = lambda done, total: None,
+    attacks: Mapping[str, Attack], seed: int = 0, progress: Progress = silent,
 ) -> list[Verdict]:  # fmt: skip
     """All fifteen, of attacks on rightly classified images: about 100 is a good number."""
     case = _Case(model, images, labels, eps, norm, attacks, seed)
@@ -87,7 +88,7 @@ def verdicts(
     found: list[Verdict] = []
     for question in questions:
         found.append(question())
-        progress(len(found), len(questions))
+        progress("verdicts", len(found), len(questions))
     return found
 
 

@@ -92,7 +92,7 @@ class Attack(show.Verb):
             positive=self.positive, weights=self.weights, size=self.size, seed=self.seed,
         )  # fmt: skip
         with show.Bars(quiet=self.json) as bars:
-            result = attack(self.model, self.data, self.out, options, progress=bars)
+            result = attack(self.data, self.out, self.model, options, progress=bars)
         status = 3 if result.failures else 0
         if self.json:
             show.as_json({"status": "some inputs failed" if status else "complete", **result.figures()})

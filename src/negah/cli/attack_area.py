@@ -52,7 +52,7 @@ class AttackArea(show.Verb):
                 raise InputError(f"--{name} {value}: give 1 or more")
         with show.Bars(quiet=self.json) as bars:
             result = attack_areas(
-                self.paths, model=self.model, gsd=self.gsd, calibration=self.calibration, eps=self.eps,
+                self.paths, model=self.model, gsd_m=self.gsd, calibration=self.calibration, eps=self.eps,
                 images=self.images, steps=self.steps, seed=self.seed, progress=bars,
             )  # fmt: skip
         status = 3 if result.failures else 0

@@ -61,7 +61,7 @@ class Calibrate(show.Verb):
         given = {"backbone": self.backbone, "head": str(self.head)} if self.head else {"model": self.model}
         with show.progress(quiet=self.json) as bar:
             result = calibrate(
-                self.masks, self.out, detector, region=self.region, gsd=self.gsd, threshold=self.threshold,
+                self.masks, self.out, detector, region=self.region, gsd_m=self.gsd, threshold=self.threshold,
                 zoom=self.zoom, from_masks=self.evidence == "masks", distance_m=self.distance, seed=self.seed,
                 given=given, progress=show.stages(bar),
             )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from negah.cli import show
+from negah.progress import silent
 from negah.runs import DESCRIBER, IMAGINER
 
 
@@ -104,9 +105,9 @@ class DreamBooth(show.Verb):
         quiet = self.json or ranks.rank() > 0
         with show.Bars(quiet=quiet) as bars:
             result = dreambooth(
-                self.instance, self.model, self.out, options, backbone=self.backbone, describer=self.describer,
+                self.instance, self.out, self.model, options, backbone=self.backbone, describer=self.describer,
                 vocabulary=self.vocabulary, progress=bars,
-                say=lambda line: None if quiet else show.stderr().print(line),
+                say=silent if quiet else show.stderr().print,
             )  # fmt: skip
         status = 3 if result.failures else 0
         if ranks.rank() > 0:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from negah.cli import show
 from negah.cli.probe import Split
+from negah.progress import silent
 
 
 @dataclass(kw_only=True)
@@ -90,12 +91,12 @@ class Harden(Split):
         ranks.join()
         quiet = self.json or ranks.rank() > 0
         with show.Bars(quiet=quiet) as bars:
-            told = {"progress": bars, "say": lambda line: None if quiet else show.stderr().print(line)}
+            told = {"progress": bars, "say": silent if quiet else show.stderr().print}
             if self.model is not None:
-                result = harden(self.method, self.model, data, self.out, options, **told)
+                result = harden(data, self.out, self.method, self.model, options, **told)
             else:
                 pictures = [str(path) for path in self.data]
-                result = harden_classifier(self.method, str(self.backbone), pictures, self.out, options, **told)
+                result = harden_classifier(pictures, self.out, self.method, str(self.backbone), options, **told)
         status = 3 if result.failures else 0
         if ranks.rank() > 0:
             return status

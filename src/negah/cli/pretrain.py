@@ -1,6 +1,6 @@
 """`negah pretrain`: a backbone from pictures without labels, a model of words from pictures with captions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 from tyro.conf import Positional, arg
 
 from negah.cli import show
+from negah.progress import Say, silent
 
 ALWAYS = ("method", "data", "backbone", "out", "json", "debug")  # what is no option of training
 Rows = list[tuple[str, object]]
@@ -128,7 +129,7 @@ class Pretrain(show.Verb):
         quiet = self.json or ranks.rank() > 0
         with warnings.catch_warnings(), show.Bars(quiet=quiet) as bars:
             warnings.showwarning = lambda message, *_, **__: show.warning(str(message))
-            say = (lambda line: None) if quiet else show.stderr().print
+            say = silent if quiet else show.stderr().print
             result, rows = {
                 "clip": self.pairs, "coca": self.pairs, "simvlm": self.pairs, "diffusion": self.drawn,
             }.get(self.method, self.pictures)(bars, say)  # fmt: skip
@@ -146,30 +147,30 @@ class Pretrain(show.Verb):
         show.failures([(f"left out {name}", why) for name, why in result.failures], more="more pictures were left out")
         return status
 
-    def pictures(self, bars: show.Bars, say: Callable[[str], None]) -> tuple[Any, Rows]:
+    def pictures(self, bars: show.Bars, say: Say) -> tuple[Any, Rows]:
         """Without words."""
         from negah.runs.pretrain import Method, Options, pretrain
 
         found = pretrain(
-            cast(Method, self.method), self.data, self.named(), self.out, self.options(Options), progress=bars, say=say
+            self.data, self.out, cast(Method, self.method), self.named(), self.options(Options), progress=bars, say=say
         )
         names = {"knn20": "kNN accuracy, k 20", "knn200": "kNN accuracy, k 200", "linear": "linear accuracy"}
         rows: Rows = [("tiles", found.tiles), ("steps", found.steps), ("loss", f"{found.loss:.4g}")]
         rows += scored(found.scores, names)
         return found, [*rows, ("features", found.diagnosis), ("backbone", str(found.backbone))]
 
-    def pairs(self, bars: show.Bars, say: Callable[[str], None]) -> tuple[Any, Rows]:
+    def pairs(self, bars: show.Bars, say: Say) -> tuple[Any, Rows]:
         """With words."""
         from negah.runs.pairs import NAMES, Method, Options, pretrain
 
         found = pretrain(
-            cast(Method, self.method), self.data, self.named(), self.out, self.options(Options), progress=bars, say=say
+            self.data, self.out, cast(Method, self.method), self.named(), self.options(Options), progress=bars, say=say
         )
         rows: Rows = [("pictures", found.pictures), ("different texts", found.texts), ("steps", found.steps)]
         rows += [("loss", f"{found.loss:.4g}"), *scored(found.scores, NAMES)]
         return found, [*rows, ("model", str(found.model))]
 
-    def drawn(self, bars: show.Bars, say: Callable[[str], None]) -> tuple[Any, Rows]:
+    def drawn(self, bars: show.Bars, say: Say) -> tuple[Any, Rows]:
         """From words to pictures."""
         from negah.errors import InputError
         from negah.runs.imagine.pretrain import Options, pretrain

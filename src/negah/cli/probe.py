@@ -87,10 +87,10 @@ class ProbeTrain(Labelled):
 
         options = Options(
             group=self.group, positive=self.positive, split=self.split, distance_m=self.distance, folds=self.folds,
-            size=self.size, gsd=self.gsd, lora=self.lora, views=self.views, epochs=self.epochs, seed=self.seed,
+            size=self.size, gsd_m=self.gsd, lora=self.lora, views=self.views, epochs=self.epochs, seed=self.seed,
         )  # fmt: skip
         with _Bars(quiet=self.json) as bars:
-            result = train_probe(self.data, self.backbone, self.out, options, progress=bars)
+            result = train_probe(self.data, self.out, self.backbone, options, progress=bars)
         return _report(result, as_json=self.json)
 
 
@@ -119,7 +119,7 @@ class ProbeEval(Labelled):
 
         options = Options(
             group=self.group, positive=self.positive, split=self.split, distance_m=self.distance, folds=self.folds,
-            gsd=self.gsd, seed=self.seed,
+            gsd_m=self.gsd, seed=self.seed,
         )  # fmt: skip
         with _Bars(quiet=self.json) as bars:
             result = eval_probe(self.data, self.model, options, out=self.out, progress=bars)

@@ -34,10 +34,8 @@ class Scene(show.Verb):
         from negah.runs.scene import draw
 
         with show.progress(quiet=self.json) as bar:
-            task = bar.add_task("drawing", total=None)
             truth = draw(
-                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed, progress=show.stages(bar)
             )  # fmt: skip
         if self.json:
             show.as_json(truth)

@@ -9,17 +9,20 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, get_origin
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import UseAppendAction, arg
+
+from negah.progress import Progress
 
 FAILURES = 10  # that are told one by one
 
@@ -93,18 +96,18 @@ class Rate(TextColumn):
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
 
 
-def progress(*, quiet: bool = False) -> Progress:
+def progress(*, quiet: bool = False) -> Bar:
     """A progress bar on stderr with count, rate and time left; silent where stderr is not a terminal.
 
     Use: `with progress() as bar: task = bar.add_task("windows", total=n); bar.advance(task, 16)`.
     """
     console = stderr()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
-    return Progress(*columns, console=console, disable=quiet or not console.is_terminal)
+    return Bar(*columns, console=console, disable=quiet or not console.is_terminal)
 
 
-def stages(bar: Progress) -> Callable[[str, int, int], None]:
-    """What a run calls with (stage, done, total): each stage becomes a line of the bar when it begins."""
+def stages(bar: Bar) -> Progress:
+    """The progress of a run: each stage becomes a line of the bar when it begins."""
     tasks: dict[str, TaskID] = {}
 
     def advance(stage: str, done: int, total: int) -> None:
@@ -119,7 +122,7 @@ def stages(bar: Progress) -> Callable[[str, int, int], None]:
 class Bars:
     """A progress bar for each stage, taken down when it is done: for runs that train, which draws a bar of its own.
 
-    Use: `with Bars() as bars: run(progress=bars)`; it is called with (stage, done, total).
+    Use: `with Bars(quiet=False) as bars: run(progress=bars)`.
     """
 
     def __init__(self, *, quiet: bool):

@@ -88,7 +88,7 @@ class Survey(show.Verb):
         out = self.out or Path(f"negah-survey-{default_name(self.paths[0])}")
         detector = detector_of(self.model, backbone=self.backbone, head=self.head).to(compute_device())
         options = Options(
-            gsd=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
+            gsd_m=self.gsd, overlap=self.overlap, threshold=self.threshold, aoi=self.aoi, parcels=self.parcels,
             m2_per_kw=self.m2_per_kw, year=self.year, tilt=self.tilt, label_next=self.label_next, labels=self.labels,
             precision=self.precision, overwrite=self.overwrite,
             calibration=self.calibration, also=self.also, also_model=self.also_model, refine=self.refine,

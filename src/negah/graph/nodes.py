@@ -161,7 +161,7 @@ def whole(data: NodeData) -> list[Batch]:
     return [Batch(data.features, data.edges, data.labels, data.train)]
 
 
-def sampled(data: NodeData, batch_size: int, fanout: Sequence[int], *, seed: int = 0, workers: int = 0) -> Batches:
+def sampled(data: NodeData, batch: int, fanout: Sequence[int], *, seed: int = 0, workers: int = 0) -> Batches:
     """Batches of training nodes, each with a sample of the graph around it.
 
     Args:
@@ -175,7 +175,7 @@ def sampled(data: NodeData, batch_size: int, fanout: Sequence[int], *, seed: int
         features = data.features.take(near) if isinstance(data.features, CSR) else data.features[near]
         return Batch(features, edges, data.labels[near], places)
 
-    return Batches(data.train, min(batch_size, len(data.train)), seed=seed, collate=around, workers=workers)
+    return Batches(data.train, min(batch, len(data.train)), seed=seed, collate=around, workers=workers)
 
 
 @torch.no_grad()

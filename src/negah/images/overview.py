@@ -1,6 +1,6 @@
 """Whole rasters made small: one of them, or all of a place in their positions, as a map to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from negah.images.geo import turn_deg
 from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.images.windows import Box
+from negah.progress import Progress, silent
 
 READ_PX = 2**22  # source pixels that are read at a time: the bound on memory ...
 READ_ROWS = 512  # ... but at least these rows, the height of common blocks, which would be decoded several times else
@@ -67,7 +68,7 @@ def mosaic(
     sources: Sequence[Source],
     *,
     longest: int,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Mosaic:
     """All pictures in the CRS of the first that has any, on one map of at most `longest` pixels along its longer side.
 

@@ -31,9 +31,9 @@ from negah.images.scenes import render
 from negah.images.scenes.town import mix
 from negah.images.sources import Source, clean, find_sources
 from negah.images.windows import Box, grid
+from negah.progress import Progress, silent
 
 Cut = Literal["georeferenced", "all", "none"]
-Progress = Callable[[str, int, int], None]
 
 MIN_VALID = 0.9  # share of a tile's pixels that must hold data: the edge of a survey flight is not a thing to learn
 SCENE_GSD_M = 0.3
@@ -114,7 +114,7 @@ class Pool(torch.utils.data.Dataset):
         cut: Cut = "georeferenced",
         memory: int = 4 * 2**30,
         threads: int = min(8, os.cpu_count() or 1),
-        progress: Progress = lambda stage, done, total: None,
+        progress: Progress = silent,
     ):
         if side < 1:
             raise InputError(f"tiles are at least 1 px large, not {side}")

@@ -90,7 +90,7 @@ def run(out: Path, effort: Effort) -> Page:
 
 def generated(side: int) -> Tiles:
     """Houses with no panels, with panels as they are, and with such as are red as tiles."""
-    gsd = 30.5 / side
+    gsd_m = 30.5 / side
 
     def one(kind: str, number: int, part: str) -> Tensor:
         seed = 2 * number + (part == "test")
@@ -99,7 +99,7 @@ def generated(side: int) -> Tiles:
             rng.choice(("one", "two")), rng.choice(("red", "grey", "white")), "none" if kind == NONE else "one",
             rng.choice(("none", "one")), rng.choice(("none", "few", "many")), rng.choice(("none", "one")),
         )  # fmt: skip
-        scene = described(side, gsd, seed=seed, what=what)
+        scene = described(side, gsd_m, seed=seed, what=what)
         image = scene.image.astype(np.float32)
         if kind == RARE:
             cover = scene.masks["array"][..., None]
@@ -162,7 +162,7 @@ def personalised(five: UInt8[Tensor, "5 3 side side"], out: Path, effort: Effort
         class_word=CLASS_WORD, token=TOKEN, steps=effort.steps, every=max(1, effort.steps // 2), lr=5e-4, samples=2,
         class_images=min(100, 2 * effort.steps), seed=seed,
     )  # fmt: skip
-    return dreambooth([photos], IMAGINER, out / "run", options, say=effort.say).model
+    return dreambooth([photos], out / "run", IMAGINER, options, say=effort.say).model
 
 
 def draw(model: Any, prompts: Sequence[str], seed: int) -> UInt8[Tensor, "n 3 side side"]:

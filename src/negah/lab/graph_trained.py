@@ -30,7 +30,8 @@ from negah.lab.graph_nets import (
     renumbered,
 )
 from negah.lab.page import Panel, figure
-from negah.lab.training import Say, legend, over_seeds
+from negah.lab.training import legend, over_seeds
+from negah.progress import Say
 
 Row = dict[str, Any]
 

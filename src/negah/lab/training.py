@@ -21,6 +21,7 @@ from negah.lab.shapes import CLASSES, shapes
 from negah.nn.backbone import Backbone, ConvBackbone
 from negah.nn.resnet import ResNet, Stem
 from negah.probe.evaluate import embed, knn_accuracy
+from negah.progress import Say
 from negah.ssl.collapse import CollapseDoctor, CollapseWarning
 from negah.train import Batches, Objective, fit
 from negah.train.objective import Groups
@@ -30,7 +31,6 @@ CROP = 24  # of a view: half the time of a step on 32 px, and as good features
 TRAIN, TEST = 4000, 2000
 LR = 3e-3  # of AdamW, for all methods
 KNOWN = 2000  # training pictures that test pictures are compared with
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ The pictures lie beside the csv, in folders or in zips.  What is missing or cann
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -26,12 +26,12 @@ from negah.images.scenes.words import Composition, compositions, described, held
 from negah.images.sources import Source, find_sources
 from negah.images.views import View, crop, views
 from negah.language.tokens import Tokenizer
+from negah.progress import Progress, silent
 
 FILE = ("file", "image", "filename", "filepath", "path")
 TEXT = re.compile(r"(caption|text|sentence|title)[ _]?\d*", re.IGNORECASE)
 ROWS = re.compile(r"(.+\.csv)(?::([^:=]+)=([^:=]*))?", re.IGNORECASE)
 PAINTED_PX = 128
-Progress = Callable[[str, int, int], None]
 
 
 @runtime_checkable
@@ -59,7 +59,7 @@ class Captions:
 
     @classmethod
     def read(
-        cls, path: str | Path, side: int, *, progress: Progress = lambda stage, done, total: None
+        cls, path: str | Path, side: int, *, progress: Progress = silent
     ) -> "Captions":  # fmt: skip
         """From a caption file, or generated scenes (see the head of this file), as squares of `side` pixels.
 
@@ -163,7 +163,7 @@ class Told:
 
 def drawn(
     count: int, seed: int, side: int, of: Sequence[Composition], *, metres: float = 51.2,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Captions:  # fmt: skip
     """Described scenes of some compositions, `metres` wide, painted at 128 px a side, where all that is told shows."""
     images, texts = [], []

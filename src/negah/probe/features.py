@@ -9,7 +9,7 @@ place: after a kill -9 the next run continues with what was finished, and severa
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from negah.errors import OutputError, WeightsError
 from negah.nn.vit import ViT
+from negah.progress import Progress, silent
 
 SHARD_BYTES = 64 * 2**20
 
@@ -45,10 +46,10 @@ class CachedTokens:
             out[mine] = self._shards[shard][where[mine, 1]]
         return out
 
-    def batches(self, size: int = 256) -> Iterator[Float[Tensor, "n token dim"]]:
+    def batches(self, batch: int = 256) -> Iterator[Float[Tensor, "n token dim"]]:
         """All of them in order, a few at a time."""
-        for start in range(0, len(self), size):
-            yield self[slice(start, start + size)]
+        for start in range(0, len(self), batch):
+            yield self[slice(start, start + batch)]
 
 
 @torch.no_grad()
@@ -59,12 +60,12 @@ def cached_tokens(
     *,
     batch: int = 32,
     device: torch.device | str = "cpu",
-    advance: Callable[[int], object] = lambda done: None,
+    progress: Progress = silent,
 ) -> CachedTokens:
     """[CLS, patches] of each image, from `folder` where it is known, else computed and kept there.
 
     backbone: moved to `device` and put in eval mode by the caller. images: all of one size, multiples of the patch.
-    `advance` is told how many images were done since it was last told.
+    progress: told of every image; the total is 0 where `images` does not know its length.
     Raises WeightsError when features are not finite in half precision, OutputError when the folder cannot be written.
     """
     home = folder / model_key(backbone)
@@ -73,6 +74,7 @@ def cached_tokens(
     except OSError as error:
         raise OutputError(f"{home} cannot be made for the features ({error.strerror}): give another folder") from error
     shards, known = _read(home)
+    total = len(images) if isinstance(images, Sized) else 0
     where: list[tuple[int, int]] = []
     waiting: dict[str, tuple[Tensor, list[int]]] = {}  # key -> pixels, positions that want its tokens
     fresh: list[Tensor] = []
@@ -109,7 +111,7 @@ def cached_tokens(
                 compute()
                 if sum(t.nbytes for t in fresh) >= SHARD_BYTES:
                     flush()
-            advance(1)
+            progress("features", len(where), total)
         if waiting:
             compute()
     finally:

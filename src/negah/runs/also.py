@@ -5,7 +5,7 @@ among reference pictures that the model's file carries, ordinary ones of many ki
 like these every rank is as likely as another, and that gives the number to compare a count with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from negah.images.sources import Source
 from negah.language.clip import CLIP
 from negah.language.coca import CoCa
 from negah.language.load import gsd_of, reference_of
+from negah.progress import Progress
 from negah.runs.record import digest
 from negah.runs.search import check_words, described_by, quoted
 from negah.solar.also import (
@@ -132,7 +133,7 @@ def asking(queries: Sequence[str], model: str, device: torch.device) -> Asking:
 
 def look(
     asked: Asking, plan: Plan, sources: Sequence[Source], ledger: Ledger, *, region: Region | None, threads: int,
-    device: torch.device, progress: Callable[[int, int], None],
+    device: torch.device, progress: Progress,
 ) -> list[Failure]:  # fmt: skip
     """Look at the windows that were not looked at yet; what could not be."""
     ledger.look_with(f"{asked.mark} {asked.clip.size} {asked.gsd_m} {BATCH}")
@@ -149,7 +150,7 @@ def answer(
     """Write also.csv and the layers; what was found, for machines and for the report."""
     found = cosines(plan, ledger, asked.questions)
     with assembly.file("also.csv") as path:
-        write_also(path, found, asked.questions)
+        write_also(found, asked.questions, path)
     write_layer(assembly, "also", *frames(found, asked.questions, most=LAYER))
     answers, sections = [], []
     for k in range(len(asked.questions)):

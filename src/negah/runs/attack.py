@@ -24,13 +24,13 @@ from negah.adversarial.norms import Norm
 from negah.adversarial.target import logits_of, still
 from negah.errors import InputError, NegahError
 from negah.probe.labels import Samples, read_classes, read_samples
+from negah.progress import Progress, silent
 from negah.runs.attack_page import Shown, page
 from negah.runs.classifiers import PANELS, Judged, class_numbers, classifier
 from negah.runs.record import compute_device, hardware, versions, writable
 from negah.weights.files import one_line
 from negah.weights.save import write
 
-Progress = Callable[[str, int, int], None]
 NORMS: dict[str, Callable[[], Norm]] = {"Linf": Linf, "L2": L2, "L1": L1}
 SMALL = 64  # px along the longer side
 DEFAULTS = {"images": (500, 100), "sample": (64, 32)}  # of small images, and of larger ones, which cost more
@@ -84,10 +84,11 @@ class _Images:
 
 
 def attack(
-    model: str, data: Path, out: Path, options: Options = Options(), *,
-    progress: Progress = lambda stage, done, total: None,
+    data: Path, out: Path, model: str, options: Options = Options(), *, progress: Progress = silent
 ) -> Result:  # fmt: skip
-    """Attack what `classifiers.classifier` makes of `model`; `out` gets report.html, robustness.json and run.json.
+    """Attack what `classifiers.classifier` makes of `model`, on labelled images.
+
+    `out` gets report.html, robustness.json and run.json.
 
     Raises InputError for what cannot be attacked, OutputError where `out` cannot be written to.
     """

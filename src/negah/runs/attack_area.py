@@ -29,6 +29,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import find_sources
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
+from negah.progress import Progress, silent
 from negah.runs.record import compute_device
 from negah.runs.survey import calibration_for
 from negah.solar.plan import make_plan
@@ -65,15 +66,15 @@ class Moved:
 
 
 def windows_of(
-    paths: Sequence[str], detector: Detector, *, gsd: float | None = None, most: int = 100, seed: int = 0
+    paths: Sequence[str], detector: Detector, *, gsd_m: float | None = None, most: int = 100, seed: int = 0
 ) -> tuple[list[Windows], list[tuple[str, str]]]:
     """At most so many windows of pictures, drawn at random, by shape; and what could not be read, with the reason.
 
-    gsd: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
+    gsd_m: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
     """
     sources, shapes = find_sources(paths), {}
     with gdal_settings():
-        plan = make_plan(sources, detector.info, patch=detector.patch, gsd=gsd)
+        plan = make_plan(sources, detector.info, patch=detector.patch, gsd_m=gsd_m)
         failures = [(failure.source, failure.reason) for failure in plan.failures]
         drawn = np.sort(np.random.default_rng(seed).permutation(plan.windows)[:most])
         for source in plan.sources:
@@ -88,13 +89,14 @@ def windows_of(
                 if valid.all():
                     shapes.setdefault(rgb.shape, []).append((torch.from_numpy(rgb.copy()), m2, source.gsd_m))
     found = [tuple(zip(*some, strict=True)) for some in shapes.values()]
-    return [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found], failures
+    windows = [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found]
+    return windows, failures
 
 
 def attack_area(
     detector: Detector, windows: Windows, measure: Measure, *, eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255),
     steps: int = 20, draws: int = 3, bf16: bool = False, seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> list[Moved]:  # fmt: skip
     """One `Moved` for each radius, in rising order; what was reached at a smaller radius counts at a larger one.
 
@@ -134,7 +136,7 @@ def attack_area(
             points = []
             for k, part in enumerate(parts):
                 points.append(ascend(scores[name], part, eps=radius, steps=steps, bf16=bf16))
-                progress((2 * number + turn) * len(parts) + k + 1, 2 * len(radii) * len(parts))
+                progress("windows", (2 * number + turn) * len(parts) + k + 1, 2 * len(radii) * len(parts))
             reached[name] = better(reached[name], measured(keep(torch.cat(points))))
         noisy = np.stack([
             measured(keep((clean + torch.cat([random_signs(x[None], radius, generator) for x in clean])).clamp(0, 1)))
@@ -160,9 +162,9 @@ class AreaResult:
 
 
 def attack_areas(
-    paths: Sequence[str], *, model: str, gsd: float | None = None, calibration: Path | None = None,
+    paths: Sequence[str], *, model: str, gsd_m: float | None = None, calibration: Path | None = None,
     eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), images: int = 100, steps: int = 20, seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> AreaResult:  # fmt: skip
     """`attack_area` on at most so many windows of pictures, summed.
 
@@ -171,13 +173,13 @@ def attack_areas(
     detector = detectors.load(model, device=compute_device())
     made = calibration_for(calibration, [detector])
     measure = Measure(detector.info.threshold if made is None else made.threshold, detector.info.area_ratio, made)
-    shapes, failures = windows_of(paths, detector, gsd=gsd, most=images, seed=seed)
+    shapes, failures = windows_of(paths, detector, gsd_m=gsd_m, most=images, seed=seed)
     if not shapes:
         raise InputError(f"none of the pictures can be read (first: {failures[0][1]})")
     moved = [
         attack_area(
             detector, windows, measure, eps=eps, steps=steps, seed=seed,
-            progress=lambda done, total, k=k: progress(f"windows of shape {k} of {len(shapes)}", done, total),
+            progress=lambda stage, done, total, k=k: progress(f"{stage} of shape {k} of {len(shapes)}", done, total),
         )
         for k, windows in enumerate(shapes, 1)
     ]  # fmt: skip

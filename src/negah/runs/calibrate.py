@@ -6,7 +6,7 @@ survey looks at them, so what is calibrated is what a survey measures; the mask 
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import Source, find_sources
 from negah.probe.detector import Detector, in_bf16
 from negah.probe.splits import NEIGHBOUR_M, location_groups
+from negah.progress import Progress, silent
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.survey import BATCHES, Precision, uses_bf16
 from negah.solar import calibration
@@ -40,7 +41,6 @@ CLASSES = 20  # values of a mask up to which they rather count classes than say 
 MANY = 5  # places from which their spread says something
 PICTURES = 8  # windows that are shown beside a calibration
 MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
-Progress = Callable[[str, int, int], None]
 
 
 class Pair(NamedTuple):
@@ -68,7 +68,7 @@ def calibrate(
     detector: Detector,
     *,
     region: str = "",
-    gsd: float | None = None,
+    gsd_m: float | None = None,
     threshold: float | None = None,
     zoom: int = ZOOM,
     from_masks: bool = False,
@@ -76,13 +76,13 @@ def calibrate(
     precision: Precision = "auto",
     seed: int = 0,
     given: Mapping[str, object] = MappingProxyType({}),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Result:
     """Compare the survey's estimates with masks, and write what corrects them to `out` (JSON).
 
     Beside it lie some windows as they are looked at, as `OUT-windows.png`.
 
-    masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd: metres per pixel of
+    masks: a folder with pictures and masks, see `pairs_of`.  region: what it is called.  gsd_m: metres per pixel of
     pictures that do not say.  threshold: of the surveys that will use it; None takes the model's own.  zoom: of the
     closer look, see `negah.solar.area`.  from_masks: read evidence anew from the masks.  distance_m: windows nearer
     than this are of one place; without a CRS each picture is one.  precision: as in a survey.  given: what else was
@@ -97,7 +97,7 @@ def calibrate(
     if not out.absolute().parent.is_dir():
         raise OutputError(f"--out {out}: there is no folder {out.absolute().parent}; make it, or choose another")
     seen, notes, more = compare(
-        pairs, detector, gsd=gsd, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
+        pairs, detector, gsd_m=gsd_m, threshold=threshold, zoom=zoom, outputs=from_masks, distance_m=distance_m,
         precision=precision, progress=progress,
     )  # fmt: skip
     failures += more
@@ -113,7 +113,7 @@ def calibrate(
             "masks": str(masks),
             "out": str(out),
             "region": region,
-            "gsd": gsd,
+            "gsd_m": gsd_m,
             "threshold": threshold,
             "zoom": zoom,
             "from_masks": from_masks,
@@ -175,13 +175,13 @@ def compare(
     pairs: Sequence[Pair],
     detector: Detector,
     *,
-    gsd: float | None,
+    gsd_m: float | None,
     threshold: float,
     zoom: int = ZOOM,
     outputs: bool = False,
     distance_m: float = NEIGHBOUR_M,
     precision: Precision = "auto",
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Seen, list[str], list[tuple[str, str]]]:
     """What a survey sees of the pictures' windows and what their masks say; notes; what could not be used."""
     pictures = [pair.picture for pair in pairs]
@@ -190,14 +190,14 @@ def compare(
     rows: list[Row] = []
     kept, failures = [], []
     with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
-        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd=gsd)
+        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd_m=gsd_m)
         failures += [(failure.source, failure.reason) for failure in plan.failures]
         with Ledger(Path(folder)) as ledger:
             ledger.begin({}, [Input(source.name, -1, -1) for source in pictures], plan)
             score(
                 plan, pictures, [scorer], ledger, Measure(threshold), patch=detector.patch,
                 batch=BATCHES.get(device.type, 256), device=device,
-                progress=lambda done, total: progress("windows", done, total),
+                progress=progress,
             )  # fmt: skip
             failures += [(failure.source, failure.reason) for failure in ledger.failures() if failure.windows]
             for count, source in enumerate(plan.sources):
@@ -233,8 +233,8 @@ def compare(
     cells = np.array([row.cells for row in rows])
     first, probability = np.array([(row.area_m2, row.probability) for row in rows]).T
     known = [row.known for row in rows]
-    gsd_m = np.array([row.gsd_m for row in rows])
-    seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsd_m)
+    gsds_m = np.array([row.gsd_m for row in rows])
+    seen = Seen(known, ground / cells, ground, first, probability, share * ground, place, gsds_m)
     return seen, notes, failures
 
 

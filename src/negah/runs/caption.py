@@ -1,6 +1,6 @@
 """`negah caption`: what pictures show, in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from negah.images.pool import Pool
 from negah.language.clip import CLIP
 from negah.language.load import load_both
 from negah.language.score import captions
+from negah.progress import Progress, silent
 from negah.runs.record import compute_device
 
 BEAMS = 100  # at most: each is a row more for every picture of a batch, and must fit into memory
@@ -26,7 +27,7 @@ class Result:
 
 def caption(
     images: Sequence[str | Path], *, model: str, vocabulary: Path | None = None, beams: int = 1,
-    share: float | None = None, seed: int = 0, progress: Callable[[str, int, int], None] = lambda *_: None,
+    share: float | None = None, seed: int = 0, progress: Progress = silent,
 ) -> Result:  # fmt: skip
     """A caption of each picture: the likeliest words one by one, the best of `beams`, or drawn from the likeliest words
     that hold `share` of the probability.

@@ -34,13 +34,13 @@ from negah.diffusion.model import TextToImage
 from negah.errors import InputError, OutputError, WeightsError
 from negah.images.pool import Pool
 from negah.nn.backbone import ViTBackbone
+from negah.progress import Progress, Say, silent
 from negah.runs import DESCRIBER
 from negah.runs.dreambooth_looks import (
     DRAWN,
     SEEDS,
     Judges,
     Looker,
-    Progress,
     Watch,
     drawn,
     eight_bit,
@@ -55,7 +55,7 @@ from negah.runs.dreambooth_page import page
 from negah.runs.probe import as_plain
 from negah.runs.record import claim, compute_device, digest, hardware, now, versions
 from negah.runs.search import described_by
-from negah.runs.watch import Say, on_first
+from negah.runs.watch import on_first
 from negah.train import Batches, FitResult, fit
 from negah.train.callbacks import KeepBest
 from negah.train.schedules import constant
@@ -70,9 +70,9 @@ MADE = ("checkpoint.pt",)
 
 
 def dreambooth(
-    instance: Sequence[str | Path], model: str, out: Path, options: Options, *, backbone: str = "negah/aerial-tiny",
+    instance: Sequence[str | Path], out: Path, model: str, options: Options, *, backbone: str = "negah/aerial-tiny",
     describer: str = DESCRIBER, vocabulary: Path | None = None,
-    progress: Progress = lambda stage, done, total: None, say: Say = lambda line: None,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Teach `model` what the pictures `instance` show.
 
@@ -156,11 +156,13 @@ def _personalise(
 ) -> tuple[Result, FitResult]:  # fmt: skip
     pictures = torch.stack([pool[i] for i in range(len(pool))])
     aside = torch.arange(len(pool)) % ASIDE == ASIDE - 1 if len(pool) >= ENOUGH else torch.zeros(len(pool)).bool()
-    own, prior = latents_of(model, pictures, progress), None
+    own, prior = latents_of(model, pictures, progress=progress), None
     if options.prior_weight > 0:
         prompt = identifier.class_prompt
-        drawn_before = on_first(lambda: class_pictures(model, prompt, out / "class", options, origin, progress))
-        prior = latents_of(model, drawn_before, progress)
+        drawn_before = on_first(
+            lambda: class_pictures(model, prompt, out / "class", options, origin, progress=progress)
+        )
+        prior = latents_of(model, drawn_before, progress=progress)
     kept_aside, own = own[aside] if aside.any() else own, own[~aside]
     held_out = (
         f"{int(aside.sum())} of {len(pool)} pictures, which are not trained on" if aside.any()
@@ -209,7 +211,7 @@ def _personalise(
 
 
 def class_pictures(
-    model: TextToImage, prompt: str, folder: Path, options: Options, origin: str, progress: Progress
+    model: TextToImage, prompt: str, folder: Path, options: Options, origin: str, *, progress: Progress
 ) -> UInt8[Tensor, "n 3 side side"]:
     """Pictures of the plain class by the model as it is: made once, kept in `folder`, and used again.
 
@@ -246,7 +248,7 @@ def class_pictures(
 
 @torch.no_grad()
 def latents_of(
-    model: TextToImage, pictures: UInt8[Tensor, "n 3 side side"], progress: Progress
+    model: TextToImage, pictures: UInt8[Tensor, "n 3 side side"], *, progress: Progress
 ) -> Float[Tensor, "n c h w"]:
     """Means of the autoencoder's distribution, on the CPU.  Raises WeightsError where they are not finite."""
     where, found = model.device, []

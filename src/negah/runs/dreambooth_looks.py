@@ -16,8 +16,9 @@ from negah.diffusion.dreambooth import DreamBooth, save_lora
 from negah.diffusion.generate import generate
 from negah.diffusion.likeness import Embed, among, diversity, likeness, paired
 from negah.diffusion.model import TextToImage
+from negah.progress import Progress, Say
 from negah.runs.dreambooth_options import Options
-from negah.runs.watch import Say, on_first
+from negah.runs.watch import on_first
 from negah.train.callbacks import Callback, KeepBest
 from negah.train.run import Run
 from negah.weights.save import write, write_json
@@ -27,7 +28,6 @@ ALIKE = 0.9  # mean cosine of any pictures above which a backbone's vectors are 
 CELL, LINE = 128, 16  # pixels of a picture on a sheet, and of a line of words
 SEEDS = 1_000_003  # apart from each other are the seeds of two runs
 COMPARED = 500_000  # the first seed of pictures that are looked at, far from those that are trained on
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

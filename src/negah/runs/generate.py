@@ -28,6 +28,7 @@ from negah.diffusion.schedule import Spacing
 from negah.errors import InputError, WeightsError
 from negah.images.pool import Drawn, Pool, opened
 from negah.probe.detector import load as load_detector
+from negah.progress import Progress, silent
 from negah.runs import DESCRIBER, IMAGINER
 from negah.runs.record import compute_device, hardware, now, versions, writable
 from negah.runs.search import described_by
@@ -104,7 +105,7 @@ class Result:
 def imagine(
     prompts: Sequence[str], out: Path, *, model: str = IMAGINER, lora: Path | None = None,
     vocabulary: Path | None = None, options: Options = Options(),
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Result:  # fmt: skip
     """`options.count` pictures of each prompt, of consecutive seeds, as PNG files in `out`, with run.json.
 

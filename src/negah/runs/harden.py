@@ -42,12 +42,13 @@ from negah.probe.features import fit_to, turned
 from negah.probe.labels import read_samples
 from negah.probe.metrics import Interval, best_threshold, measure
 from negah.probe.splits import random_folds
+from negah.progress import Progress, Say, silent
 from negah.runs.attack import NORMS
 from negah.runs.classifiers import PanelClassifier
 from negah.runs.parts import TESTED, Splitting, readable
 from negah.runs.probe import as_plain
 from negah.runs.record import claim, compute_device, hardware, now, versions
-from negah.runs.watch import Say, on_first
+from negah.runs.watch import on_first
 from negah.train import Batches, FitResult, fit
 from negah.train.callbacks import Callback, KeepBest
 from negah.train.run import Run
@@ -62,7 +63,6 @@ CRAFTS: dict[str, Craft] = {
 STEPS = 20  # of the attacks that judge
 MADE = ("checkpoint.pt", "detector.safetensors", "backbone.safetensors")
 Figures = dict[str, Interval]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +183,8 @@ def drawn(
 
 
 def harden(
-    method: Method, model: str, data: Path, out: Path, options: Options, *,
-    progress: Progress = lambda stage, done, total: None, say: Say = lambda line: None,
+    data: Path, out: Path, method: Method, model: str, options: Options, *,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Harden a detector on labelled images of panels and none.
 
@@ -197,7 +197,7 @@ def harden(
     record = _begin(method, {"model": model, "data": str(data)}, out, options, say)
     device = compute_device()
     given = detectors.load(model, device=device)
-    images, groups, failures = images_of(data, given, options, progress)
+    images, groups, failures = images_of(data, given, options, progress=progress)
 
     # At a threshold of one half the logit itself is what learns, so probabilities stay what they say.
     learner = PanelClassifier(Detector(given.backbone, given.head, replace(given.info, threshold=0.5)))
@@ -227,20 +227,20 @@ def harden(
 
 
 def images_of(
-    data: Path, detector: Detector, options: Options, progress: Progress = lambda stage, done, total: None
+    data: Path, detector: Detector, options: Options, *, progress: Progress = silent
 ) -> tuple[Images, ndarray, list[tuple[str, str]]]:
     """Images of panels and none at a detector's window, parted; the group of each; what could not be read, and why."""
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     fitted = partial(fit_to, size=detector.info.window_px, patch=detector.patch)
-    windows, samples, failures = readable(samples, fitted, progress)
+    windows, samples, failures = readable(samples, fitted, progress=progress)
     groups, how = options.groups(samples)
     fold = options.folds_of(samples, groups, how)
     return Images.parted(torch.stack(windows), samples.labels, fold, options, origin=samples.origin), groups, failures
 
 
 def harden_classifier(
-    method: Method, backbone: str, data: Sequence[str], out: Path, options: Options, *,
-    progress: Progress = lambda stage, done, total: None, say: Say = lambda line: None,
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options, *,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train a backbone and a linear layer on pictures in a folder for each class, which are taken to be independent.
 

@@ -128,12 +128,12 @@ def next_of(windows: Scored, count: int, *, noise: float, seed: int) -> list[Row
     return rows
 
 
-def write_next(out: Path, rows: Sequence[Row]) -> None:
+def write_next(rows: Sequence[Row], out: Path) -> None:
     """Write them for the user to fill in, whole or not at all."""
     path, part = out / LABELS, out / f"{LABELS}.part"
     try:
         try:
-            write_labels(part, rows)
+            write_labels(rows, part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """What a backbone sees of one picture, layer by layer and head by head."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from negah.images.pool import Picture
 from negah.images.sources import find_source
 from negah.nn.backbone import ViTBackbone
 from negah.probe.maps import attention_maps, can_map, patch_features, principal_colours
+from negah.progress import Progress, silent
 from negah.runs.record import compute_device
 
 SIDE = 224  # px of the picture that a backbone sees, or as many whole patches as come near
@@ -36,7 +36,7 @@ class Looked:
 
 def look(
     path: str | Path, backbone: str, *, side: int = SIDE,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Looked:  # fmt: skip
     """Maps of the middle square of a picture, resized to `side` (rounded to whole patches).
 

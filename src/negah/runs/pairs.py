@@ -6,7 +6,7 @@ A run that was stopped goes on when the same call is made again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,10 @@ from negah.language.score import scores, vectors
 from negah.nn.backbone import Backbone, ConvBackbone, ViTBackbone
 from negah.nn.resnet import ResNet
 from negah.nn.text import TextTransformer
+from negah.progress import Progress, Say, silent
 from negah.runs.recipes import check_numbers
 from negah.runs.record import claim, compute_device, hardware, now, versions
-from negah.runs.watch import Say, dated, on_first
+from negah.runs.watch import dated, on_first
 from negah.train import Batches, FitResult, fit
 from negah.train.callbacks import Callback
 from negah.train.run import Run
@@ -109,8 +110,8 @@ class Result:
 
 
 def pretrain(
-    method: Method, data: Sequence[str], backbone: str, out: Path, options: Options = Options(), *,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None, say: Say = lambda line: None,
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options = Options(), *,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train by `method` on the caption files `data`, with `backbone` to see the pictures.
 

@@ -11,6 +11,7 @@ from numpy import ndarray
 from negah.errors import InputError
 from negah.probe.labels import Samples
 from negah.probe.splits import NEIGHBOUR_M, folds_of, location_groups, random_folds
+from negah.progress import Progress
 
 Split = Literal["group", "location", "random"]
 Seen = TypeVar("Seen")
@@ -18,7 +19,7 @@ TESTED = -1  # in place of a fold
 
 
 def readable(
-    samples: Samples, look: Callable[[UInt8[ndarray, "h w 3"]], Seen], progress: Callable[[str, int, int], None]
+    samples: Samples, look: Callable[[UInt8[ndarray, "h w 3"]], Seen], *, progress: Progress
 ) -> tuple[list[Seen], Samples, list[tuple[str, str]]]:
     """What `look` sees of each image, the samples that could be read, and (name, reason) of those that could not.
 

@@ -6,7 +6,7 @@ counts.  A run that was stopped goes on when the same call is made again.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -18,9 +18,10 @@ from negah.errors import InputError
 from negah.images.pool import Pool
 from negah.images.views import Views
 from negah.nn.backbone import Backbone
+from negah.progress import Progress, Say, silent
 from negah.runs.recipes import Method, Options, fitted, recipe_of, seen_by
 from negah.runs.record import claim, compute_device, hardware, now, versions
-from negah.runs.watch import Labelled, Say, Watch, dated, few_of, learnt_by, on_first
+from negah.runs.watch import Labelled, Watch, dated, few_of, learnt_by, on_first
 from negah.ssl.collapse import CollapseDoctor
 from negah.ssl.figures import FEWEST
 from negah.train import Batches, FitResult, fit
@@ -51,8 +52,8 @@ class Result:
 
 
 def pretrain(
-    method: Method, data: Sequence[str], backbone: str, out: Path, options: Options = Options(), *,  # noqa: B008 (frozen)
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None, say: Say = lambda line: None,
+    data: Sequence[str], out: Path, method: Method, backbone: str, options: Options = Options(), *,  # noqa: B008 (frozen)
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train `backbone` on the pictures under `data` by `method`.
 

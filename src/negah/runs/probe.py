@@ -10,7 +10,6 @@ import csv
 import datetime
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,21 +34,23 @@ from negah.probe.labels import Samples, read_samples
 from negah.probe.learn import HEAD, KNN, LINEAR, STATISTICS, Images, Learner, Training
 from negah.probe.linear import fit_linear
 from negah.probe.metrics import Interval, Scores, best_threshold, confusion, false_positive_rate, measure, recall
+from negah.progress import Progress, silent
 from negah.runs.parts import Splitting, readable
 from negah.runs.record import compute_device, hardware, versions, writable
 from negah.weights.save import write
-
-Progress = Callable[[str, int, int], None]
 
 LARGEST_PX = 518  # images are not enlarged or kept beyond what DINOv2 was trained on, unless --size says so
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Splitting, Training):
-    """How to split and train; size: side in pixels that images are brought to.  gsd: metres per pixel of the images."""
+    """How to split and train.
+
+    size: side in pixels that images are brought to.  gsd_m: metres per pixel of the images.
+    """
 
     size: int | None = None
-    gsd: float | None = None
+    gsd_m: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,7 @@ class Result:
     model: Path | None = None
 
 
-def train_probe(
-    data: Path, backbone: str, out: Path, options: Options, *, progress: Progress = lambda stage, done, total: None
-) -> Result:
+def train_probe(data: Path, out: Path, backbone: str, options: Options, *, progress: Progress = silent) -> Result:
     """Cross-validate the probes on labelled images, train the head on all of them, and save it as a detector.
 
     Writes head.safetensors (a `Detector`), scores.json, predictions.csv (held out) and run.json into `out`, and keeps
@@ -96,11 +95,11 @@ def train_probe(
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     _claim(out, arguments)
     vit = weights.load(backbone, device=compute_device())
-    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress=progress)
     statistics = np.concatenate(seen)
     notes: list[str] = []
     size, side = _size(samples, vit.patch, options.size)
-    gsd = _gsd(samples, options.gsd, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
+    gsd_m = _gsd(samples, options.gsd_m, notes) * (1.0 if 0 <= size - side < vit.patch else side / size)
 
     groups, how = options.groups(samples)
     fold = options.folds_of(samples, groups, how)
@@ -137,8 +136,9 @@ def train_probe(
     threshold = np.full(len(samples), final[HEAD])
     threshold[kept] = crossed[HEAD]
     info = DetectorInfo(
-        name=out.resolve().name, gsd_m=gsd, gsd_range_m=(gsd * 0.9, gsd * 1.1), window_px=size, threshold=final[HEAD]
-    )
+        name=out.resolve().name, gsd_m=gsd_m, gsd_range_m=(gsd_m * 0.9, gsd_m * 1.1), window_px=size,
+        threshold=final[HEAD],
+    )  # fmt: skip
     result = Result(
         methods=methods, test=test, sources=_rates(samples, held_out[HEAD], threshold), threshold=final[HEAD],
         threshold_from=(
@@ -160,7 +160,7 @@ def train_probe(
 
 def eval_probe(
     data: Path, model: str, options: Options, *, out: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Result:  # fmt: skip
     """Score a saved detector on labelled images, at the threshold that it carries.
 
@@ -174,18 +174,18 @@ def eval_probe(
         _claim(out, arguments)
     samples = read_samples(data, group=options.group, positive=options.positive).labelled()
     detector = detectors.load(model, device=compute_device())
-    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress)
+    seen, samples, failures = readable(samples, lambda image: image_statistics([image]), progress=progress)
     statistics = np.concatenate(seen)
     notes: list[str] = []
-    gsd = options.gsd or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
-    if gsd is None:
+    gsd_m = options.gsd_m or (None if samples.gsd_m is None else float(np.median(samples.gsd_m)))
+    if gsd_m is None:
         notes.append(
             f"the ground size of a pixel is unknown: images are brought to the detector's window of "
             f"{detector.info.window_px} px, whatever they show; give --gsd"
         )
     p = np.empty(len(samples))
     for i in range(len(samples)):
-        p[i] = _probability(detector, samples.image(i), gsd)
+        p[i] = _probability(detector, samples.image(i), gsd_m)
         progress("images scored", i + 1, len(samples))
 
     generator = torch.Generator().manual_seed(options.seed)
@@ -244,15 +244,11 @@ def _gsd(samples: Samples, given: float | None, notes: list[str]) -> float:
 
 def _tokens(vit: ViT, images: Images, views: int, folder: Path, progress: Progress) -> CachedTokens:
     """Tokens of every view of every image, image by image."""
-    total, done = views * len(images), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("features", done, total)
-
     stream = (turned(image, v) for image in map(images.__getitem__, range(len(images))) for v in range(views))
-    return cached_tokens(vit, stream, folder, device=next(vit.parameters()).device, advance=advance)
+    return cached_tokens(
+        vit, stream, folder, device=next(vit.parameters()).device,
+        progress=lambda stage, done, _: progress(stage, done, views * len(images)),
+    )  # fmt: skip
 
 
 def _crossed_thresholds(labels: ndarray, p: ndarray, fold: ndarray) -> Float[ndarray, " n"]:
@@ -264,13 +260,13 @@ def _crossed_thresholds(labels: ndarray, p: ndarray, fold: ndarray) -> Float[nda
 
 
 @torch.no_grad()
-def _probability(detector: Detector, image: UInt8[ndarray, "h w 3"], gsd: float | None) -> float:
+def _probability(detector: Detector, image: UInt8[ndarray, "h w 3"], gsd_m: float | None) -> float:
     """Highest probability over the windows of an image; of unknown ground size, of the whole image in one window."""
     info, patch = detector.info, detector.patch
     device = next(detector.parameters()).device
-    if gsd is None:
+    if gsd_m is None:
         return float(detector(fit_to(image, info.window_px, patch=patch)[None].to(device)).logit.sigmoid())
-    scale = gsd / info.gsd_m
+    scale = gsd_m / info.gsd_m
     if abs(scale - 1) > 0.02:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])

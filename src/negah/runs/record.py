@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import nn
 
 from negah.errors import OutputError
 from negah.probe.detector import Detector
+from negah.progress import Say
 
 
 def compute_device() -> torch.device:
@@ -69,7 +70,7 @@ def writable(out: Path) -> None:
 
 
 def claim(
-    out: Path, record: dict[str, Any], *, holds: Sequence[str], free: Sequence[str] = (), say: Callable[[str], None]
+    out: Path, record: dict[str, Any], *, holds: Sequence[str], free: Sequence[str] = (), say: Say
 ) -> dict[str, Any]:
     """The record of a run that goes on where it was stopped, to be written as run.json once the run may begin.
 

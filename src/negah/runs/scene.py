@@ -1,10 +1,10 @@
 """`negah scene`: a generated town as a GeoTIFF, with its truth beside it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from negah.errors import InputError
 from negah.images.scenes import Truth, write_town
+from negah.progress import Progress, silent
 
 
 def draw(
@@ -13,11 +13,9 @@ def draw(
     size_px: int,
     gsd_m: float = 0.3,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Truth:
     """Write a square town of `size_px` pixels of `gsd_m` metres to `path`, and its truth beside it.
-
-    `progress(done, all)` hears of every cell that is drawn.
 
     Raises InputError where `path` is no .tif, or is there already and was not written by this: a real picture is worth
     more than a drawn one.

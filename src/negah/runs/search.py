@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from negah.language.retrieval import Index
 from negah.language.simvlm import SimVLM
 from negah.language.tokens import Tokenizer
 from negah.language.zeroshot import AERIAL, prototypes
+from negah.progress import Progress, silent
 from negah.runs.record import compute_device, digest
 
 BATCH = 64
 QUOTED = 40  # letters of a query in a message
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Result:
 
 def search(
     queries: Sequence[str], images: Sequence[str | Path], *, model: str, vocabulary: Path | None = None,
-    best: int = 10, index: Path | None = None, progress: Progress = lambda stage, done, total: None,
+    best: int = 10, index: Path | None = None, progress: Progress = silent,
 ) -> Result:  # fmt: skip
     """The `best` pictures for each query: a sentence, or the path of a picture.
 
@@ -66,7 +66,7 @@ def search(
     sources = find_sources(images)
     clip = clip.to(compute_device())
     known = Index.load(index) if index is not None and index.exists() else None
-    whole, looked_at, failures = indexed(clip, sources, known, progress)
+    whole, looked_at, failures = indexed(clip, sources, known, progress=progress)
     if index is not None and looked_at:
         whole.save(index)
     vectors = torch.cat([of_query(clip, tokens, query) for query in queries])
@@ -89,7 +89,7 @@ class Classified:
 
 def classify(
     classes: Sequence[str], images: Sequence[str | Path], *, model: str, vocabulary: Path | None = None,
-    templates: Sequence[str] = AERIAL, progress: Progress = lambda stage, done, total: None,
+    templates: Sequence[str] = AERIAL, progress: Progress = silent,
 ) -> Classified:  # fmt: skip
     """To which of some classes, which are words, each picture belongs: zero-shot, see `negah.language.zeroshot`.
 
@@ -102,7 +102,7 @@ def classify(
         check_words(name, tokens, called="the class")
     sources = find_sources(images)
     clip = clip.to(compute_device())
-    whole, _, failures = indexed(clip, sources, None, progress)
+    whole, _, failures = indexed(clip, sources, None, progress=progress)
     words = prototypes(clip, tokens, classes, templates).cpu()
     chances = (clip.log_scale.detach().exp().cpu() * whole.vectors @ words.T).softmax(1)
     return Classified(tuple(classes), list(zip(whole.names, chances.tolist())), failures)
@@ -117,7 +117,7 @@ def described_by(model: str, vocabulary: Path | None) -> tuple[CLIP | CoCa, Toke
 
 
 def indexed(
-    clip: CLIP | CoCa, sources: Sequence[Source], known: Index | None, progress: Progress
+    clip: CLIP | CoCa, sources: Sequence[Source], known: Index | None, *, progress: Progress
 ) -> tuple[Index, int, list[tuple[str, str]]]:
     """An index of the sources; of how many a vector was made, the others being known; what could not be read.
 
@@ -130,7 +130,7 @@ def indexed(
     stamps = {stamp(source): source for source in sources}
     new = {mark: source for mark, source in stamps.items() if mark not in vectors}
     failures = []
-    for mark, found in encoded(clip, new, progress):
+    for mark, found in encoded(clip, new, progress=progress):
         if isinstance(found, str):
             failures.append((new[mark].name, found))
         else:
@@ -145,7 +145,7 @@ def indexed(
 
 @torch.inference_mode()
 def encoded(
-    clip: CLIP | CoCa, sources: Mapping[str, Source], progress: Progress
+    clip: CLIP | CoCa, sources: Mapping[str, Source], *, progress: Progress
 ) -> Iterator[tuple[str, Float[Tensor, " dim"] | str]]:
     """A vector of each picture's middle square, or why it could not be read."""
 

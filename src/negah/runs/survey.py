@@ -32,6 +32,7 @@ from negah.images.sources import Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
+from negah.progress import Progress, silent
 from negah.runs import also, labels, refine
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
@@ -82,8 +83,6 @@ FINDS = 24  # windows in each half of the report's gallery
 SAMPLE = 50_000  # most values behind a histogram
 LABEL_SEED = 0  # of the windows that are drawn for labelling
 
-Progress = Callable[[str, int, int], None]
-
 
 def survey(
     paths: Sequence[str],
@@ -92,7 +91,7 @@ def survey(
     options: Options,
     *,
     given: Mapping[str, object] = MappingProxyType({}),
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> Summary:
     """Survey files, folders, archives and URLs into the folder `out`; continue there if it holds the same survey.
 
@@ -133,7 +132,7 @@ def survey(
         "precision": "bf16" if bf16 else "fp32",
         "batch": batch,
         "model": " + ".join(f"{d.info.name} {fingerprint_of(d)[:12]}" for d in detectors),
-        "gsd": options.gsd,
+        "gsd": options.gsd_m,  # as ledgers have it
         "overlap": options.overlap,
         "threshold": threshold,
         "aoi": _digest(options.aoi),
@@ -147,7 +146,7 @@ def survey(
         inputs = [Input(source.name, *source.state()) for source in sources]
         begun = Ledger.begun(out)
         plan_of = partial(
-            make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd=options.gsd,
+            make_plan, sources, info, patch=detector.patch, fine=measure.fine, gsd_m=options.gsd_m,
             overlap=options.overlap, region=region, threads=threads,
         )  # fmt: skip
         # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
@@ -170,13 +169,12 @@ def survey(
             plan, sources, scorers, ledger, measure, patch=detector.patch, batch=batch,
             region=region, threads=threads, device=device,
             # a chunk that is read again counts for all its windows there, more than the failed ones that it has
-            progress=lambda done, total: progress("windows", min(done - again, total), total),
+            progress=lambda stage, done, total: progress(stage, min(done - again, total), total),
         )  # fmt: skip
         unseen = []
         if asked is not None:
             unseen = also.look(
-                asked, plan, sources, ledger, region=region, threads=threads, device=device,
-                progress=partial(progress, "words"),
+                asked, plan, sources, ledger, region=region, threads=threads, device=device, progress=progress
             )  # fmt: skip
         # The files list sources as they were given, whenever they joined the plan.
         plan = replace(plan, sources=sorted(plan.sources, key=lambda source: source.position))
@@ -187,10 +185,10 @@ def survey(
 
         with gdal_settings(cache=FILES_CACHE), Assembly(out) as assembly:
             with assembly.file("tiles.csv") as path:
-                write_tiles(path, ledger, plan, refined=refined is not None)
+                write_tiles(ledger, plan, path, refined=refined is not None)
             failures = also.joined(ledger.failures(), unseen)
             with assembly.file("failures.csv") as path:
-                write_failures(path, failures)
+                write_failures(failures, path)
             made = _map(plan, ledger, assembly, power, measure, region, progress)
             on_earth, in_pixels = made.panels.frames()
             write_layer(assembly, "panels", on_earth, in_pixels)
@@ -246,7 +244,7 @@ def survey(
             with ThreadPoolExecutor(1, "finds") as pool:  # the large pictures stay with the memory of the main thread
                 gallery = [pool.submit(finds, plan, sources, windows) for windows in ranked]
                 heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
-                maps = overviews(plan, sources, made.drawn, heatmaps, partial(progress, "report"))
+                maps = overviews(plan, sources, made.drawn, heatmaps, progress=progress)
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),
@@ -267,7 +265,7 @@ def survey(
             with assembly.file("report.html") as path:
                 write_report(report, path)
             with assembly.file("run.json") as path:
-                write_json(path, {
+                write_json({
                     "negah": __version__,
                     "verb": "survey",
                     "started": started.isoformat(timespec="seconds"),
@@ -282,9 +280,9 @@ def survey(
                     "versions": versions(),
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),
-                })  # fmt: skip
+                }, path)  # fmt: skip
         if to_label:
-            labels.write_next(out, to_label)
+            labels.write_next(to_label, out)
     return summary
 
 

@@ -34,7 +34,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Options:
     """The arguments of a survey.
 
-    gsd: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
+    gsd_m: metres per pixel of images that do not say.  overlap: share of a window's side, in [0, 0.9).
     threshold: probability from which a window has panels; None takes that of the calibration, or the model's own.
     aoi: polygons to stay inside of.  parcels: polygons to sum up by.  m2_per_kw: module area of one kW; None takes that
     of `year`, or one figure for all years.  tilt: see `negah.solar.power`.
@@ -45,7 +45,7 @@ class Options:
     refine: "neighbours" adds what the windows around a window say of it, see `negah.runs.refine`.
     """
 
-    gsd: float | None = None
+    gsd_m: float | None = None
     overlap: float = 0.0
     threshold: float | None = None
     aoi: Path | None = None

@@ -17,6 +17,7 @@ from negah.images.views import crop
 from negah.nn.backbone import Backbone
 from negah.probe.evaluate import embed, knn_accuracy, linear_accuracy
 from negah.probe.maps import can_map, sheet
+from negah.progress import Progress, Say
 from negah.train import shards
 from negah.train.callbacks import Callback
 from negah.train.run import Run
@@ -24,7 +25,6 @@ from negah.weights.save import write, write_json
 
 SHOWN = 6  # pictures on a sheet of maps
 NAMES = {"knn20": "kNN (k 20)", "knn200": "kNN (k 200)", "linear": "linear"}
-Say = Callable[[str], None]
 T = TypeVar("T")
 
 
@@ -37,7 +37,7 @@ class Labelled:
     held: Bool[Tensor, " tile"]
 
     @classmethod
-    def load(cls, paths: Sequence[str], side: int, *, seed: int, progress: Callable[[str, int, int], None]):
+    def load(cls, paths: Sequence[str], side: int, *, seed: int, progress: Progress):
         """Raises InputError on pictures of one class, or of a class of which there is only one."""
         pool = Pool(list(paths), side, cut="none", progress=lambda _, done, total: progress("scores", done, total))
         try:

@@ -29,6 +29,7 @@ from negah.errors import NegahError
 from negah.images.geo import pixel_size_m
 from negah.images.sources import Source
 from negah.images.windows import Box
+from negah.progress import Progress, silent
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import WGS84, bounds_of, window_name
 from negah.solar.plan import Failure, Layout, Plan, PlannedSource, chunks
@@ -120,18 +121,17 @@ def look_around(
     region: Region | None = None,
     threads: int = 2,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> list[Failure]:
     """Look at every window that was scored and not looked at yet; returns what could not be, an entry per source.
 
     Args:
         sources: as given to `make_plan`.  size, gsd_m: see `around`.
-        progress: called with (finished, total) windows.
 
     Raises OutputError when the ledger cannot be written.
     """
     done, total = ledger.looked
-    progress(done, total)
+    progress("words", done, total)
     seen = replace(plan, sources=[replace(source, layout=around(source, size, gsd_m)) for source in plan.sources])
     todo = (
         chunk for chunk in chunks(seen, batch=BATCH, region=region)
@@ -156,7 +156,7 @@ def look_around(
                     found.append((number, vectors[place].tobytes()))
             ledger.see(found)
             done += len(found)
-            progress(done, total)
+            progress("words", done, total)
     return [failures[position] for position in sorted(failures)]
 
 
@@ -236,7 +236,7 @@ def pixels(sources: Sequence[Source], source: PlannedSource, box: Box, longest: 
         return None
 
 
-def write_also(path: Path, found: Cosines, questions: Sequence[Question]) -> None:
+def write_also(found: Cosines, questions: Sequence[Question], path: Path) -> None:
     """also.csv: a row per scored window and question."""
     standings = [question.standing(found.cosine[:, k]) for k, question in enumerate(questions)]
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -117,7 +117,7 @@ def discard(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_tiles(path: Path, ledger: Ledger, plan: Plan, *, refined: bool = False) -> None:
+def write_tiles(ledger: Ledger, plan: Plan, path: Path, *, refined: bool = False) -> None:
     """tiles.csv: every window of every source; one that could not be opened has one row, without figures.
 
     refined: with a last column of that name, the probability in the light of the neighbours.
@@ -157,7 +157,7 @@ def bounds_of(source: PlannedSource, box: Box) -> str:
     return " ".join(format(v, ".12g") for v in (*xy.min(0).tolist(), *xy.max(0).tolist()))
 
 
-def write_failures(path: Path, failures: list[Failure]) -> None:
+def write_failures(failures: list[Failure], path: Path) -> None:
     """failures.csv: source, how many of its windows failed ("all" where it could not be opened), why."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file, lineterminator="\n")
@@ -351,9 +351,11 @@ def write_parcels(assembly: Assembly, parcels: geopandas.GeoDataFrame) -> None:
         pd.DataFrame(parcels.drop(columns=parcels.geometry.name)).to_csv(path, index=False)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(content: object, path: Path) -> None:
     """run.json."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape")
+    path.write_text(
+        json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="surrogateescape"
+    )
 
 
 def heatmap_names(plan: Plan) -> dict[int, str]:

@@ -1,6 +1,6 @@
 """Pictures for a survey's report: overviews of whole rasters, and single windows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from negah.errors import NegahError
 from negah.images.overview import overview, within
 from negah.images.sources import Source
+from negah.progress import Progress
 from negah.solar.ledger import Window
 from negah.solar.outputs import Drawn, read_heat
 from negah.solar.plan import Plan, PlannedSource
@@ -23,11 +24,12 @@ def overviews(
     sources: Sequence[Source],
     drawn: dict[int, Drawn],
     heatmaps: dict[int, Path],
-    progress: Callable[[int, int], None],
+    *,
+    progress: Progress,
 ) -> list[Overview]:
     """Maps of the MAPS sources with most panels.
 
-    drawn: panels of the sources with a heat map, by position.  heatmaps: these maps.  progress: (finished, all) maps.
+    drawn: panels of the sources with a heat map, by position.  heatmaps: these maps.
     """
 
     def area(source: PlannedSource) -> float:
@@ -37,7 +39,7 @@ def overviews(
     shown = sorted(shown, key=lambda s: (-area(s), s.position))[:MAPS]
     pictures = []
     for count, source in enumerate(sorted(shown, key=lambda s: s.position)):
-        progress(count, len(shown))
+        progress("report", count, len(shown))
         try:
             with sources[source.position].open() as raster:
                 rgb, valid = overview(raster, within(raster, MAP_PIXELS))

@@ -240,7 +240,7 @@ def make_plan(
     *,
     patch: int,
     fine: int = 1,
-    gsd: float | None = None,
+    gsd_m: float | None = None,
     overlap: float = 0.0,
     region: Region | None = None,
     threads: int = 2,
@@ -248,20 +248,21 @@ def make_plan(
 ) -> Plan:
     """Open every source once and lay out its windows; one that cannot be opened or measured becomes a failure.
 
-    fine: cells along a patch.  gsd: metres per pixel of rasters that do not say.  overlap: share of a window's side, in
-    [0, 0.9).
-    only: positions of the sources to plan (None: all); these may fail one and all.
+    fine: cells along a patch.  gsd_m: metres per pixel of rasters that do not say.  overlap: share of a window's side,
+    in [0, 0.9).  only: positions of the sources to plan (None: all); these may fail one and all.
     Raises InputError when no source at all can be surveyed.
     """
     if not 0 <= overlap < 0.9:
         raise InputError(f"--overlap must be at least 0 and below 0.9 of a window's side, not {overlap:g}")
-    if gsd is not None and not 0 < gsd < math.inf:
-        raise InputError(f"--gsd must be a positive number of metres per pixel, not {gsd:g}")
+    if gsd_m is not None and not 0 < gsd_m < math.inf:
+        raise InputError(f"--gsd must be a positive number of metres per pixel, not {gsd_m:g}")
 
     def attempt(item: tuple[int, Source]) -> PlannedSource | Failure:
         position, source = item
         try:
-            return _plan_source(position, source, info, patch=patch, fine=fine, gsd=gsd, overlap=overlap, region=region)
+            return _plan_source(
+                position, source, info, patch=patch, fine=fine, gsd_m=gsd_m, overlap=overlap, region=region
+            )
         except Exception as error:  # whatever a damaged file makes a library raise: the survey goes on
             return Failure(position, source.name, 0, " ".join(str(error).split()) or type(error).__name__)
 
@@ -337,12 +338,12 @@ def _plan_source(
     *,
     patch: int,
     fine: int,
-    gsd: float | None,
+    gsd_m: float | None,
     overlap: float,
     region: Region | None,
 ) -> PlannedSource:
     with source.open() as raster:
-        mean, warnings = raster.gsd_m(gsd)
+        mean, warnings = raster.gsd_m(gsd_m)
         width, height = raster.width, raster.height
         georeference = None if raster.crs is None or raster.transform is None else (raster.crs, raster.transform)
         if region is not None and georeference is None:

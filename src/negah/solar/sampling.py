@@ -163,7 +163,7 @@ def total(
     return Total(max(0.0, value), max(0.0, value - error), max(0.0, value + error), len(sampled))
 
 
-def write_labels(path: Path, rows: Sequence[Row], true_m2: Sequence[float | None] = ()) -> None:
+def write_labels(rows: Sequence[Row], path: Path, *, true_m2: Sequence[float | None] = ()) -> None:
     """The windows to label, with a column true_m2 to fill in, or filled in where `true_m2` knows it."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file, lineterminator="\n")

@@ -95,7 +95,7 @@ def measured_m2(
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         if measure.calibration is not None:
             fraction = looked_closer(
-                (part * 255).round().to(torch.uint8), {}, probability, reading, scorer, measure.calibration.cells,
+                scorer, (part * 255).round().to(torch.uint8), {}, probability, reading, measure.calibration.cells,
                 threshold=measure.threshold, patch=patch,
             )  # fmt: skip
         some = slice(sum(map(len, areas)), sum(map(len, areas)) + len(part))

@@ -26,6 +26,7 @@ from negah.images.raster import Raster
 from negah.images.sources import Source
 from negah.nn.heap import give_back
 from negah.probe.attentive import Reading
+from negah.progress import Progress, silent
 from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
 from negah.solar.footprint import FirstEstimate, footprint, mean_footprint
@@ -99,7 +100,7 @@ def score(
     region: Region | None = None,
     threads: int = 2,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> None:
     """Score every window that is not in the ledger yet.
 
@@ -108,13 +109,13 @@ def score(
         scorers: one detector, or several whose footprints are averaged.
         batch: most windows per batch; part of what makes two runs equal.
         threads: that read and decode.
-        progress: called with (finished, total) windows after every chunk.
+        progress: told of the windows after every chunk.
 
     Raises OutputError when the ledger cannot be written.
     """
     device = torch.device(device)
     done = ledger.finished
-    progress(done, plan.windows)
+    progress("windows", done, plan.windows)
     # On CPUs one stream a core: small matrices gain little from sharing one, and lose much by waiting for each other.
     cores = torch.get_num_threads()
     streams = min(cores, STREAMS) if device.type == "cpu" else 1
@@ -143,7 +144,7 @@ def score(
             ledger.commit(windows, failed, now - began)
             began = now
             done += len(chunk)
-            progress(done, plan.windows)
+            progress("windows", done, plan.windows)
 
         for chunk, loaded in readers.read_ahead(chunks(plan, batch=batch, region=region, start=done)):
             waiting.append((chunk, pool.submit(task, chunk, loaded)))
@@ -301,7 +302,7 @@ def _score_chunk(
         probability, fraction = found.probability.cpu().numpy(), found.fraction.cpu().numpy()
         if measure.calibration is not None:
             fraction = looked_closer(
-                images, loaded.valid, probability, readings[0], scorers[0], measure.calibration.cells,
+                scorers[0], images, loaded.valid, probability, readings[0], measure.calibration.cells,
                 threshold=measure.threshold, patch=patch,
             )  # fmt: skip
         else:
@@ -311,8 +312,8 @@ def _score_chunk(
             loaded.failed.setdefault(place, "the model's reading of this window is not a finite number")
         ground_m2 = _window_areas([(s, i) for s, i, look in chunk.windows if look])
         area = fraction.mean(1, dtype=np.float64) * ground_m2
-        gsd = np.array([source.gsd_m for source, _, look in chunk.windows if look])
-        low, high, factor = _measured(area, fraction, probability, ground_m2, gsd, measure)
+        gsd_m = np.array([source.gsd_m for source, _, look in chunk.windows if look])
+        low, high, factor = _measured(area, fraction, probability, ground_m2, gsd_m, measure)
         spread = spread_of(readings[0].attention).cpu().numpy()
         feature = readings[0].feature if measure.features else None
         feature = None if feature is None else feature.half().cpu().numpy()
@@ -345,9 +346,8 @@ def _score_chunk(
 
 
 def looked_closer(
-    images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
-    probability: Float[ndarray, " batch"], reading: Reading, scorer: Scorer, cells: Cells, *, threshold: float,
-    patch: int,
+    scorer: Scorer, images: UInt8[Tensor, "batch 3 h w"], valid: dict[int, Float[ndarray, " patch"]],
+    probability: Float[ndarray, " batch"], reading: Reading, cells: Cells, *, threshold: float, patch: int,
 ) -> Float[ndarray, "batch cell"]:  # fmt: skip
     """Panel fractions of the cells; of windows that hold panels, each looked at once more, on its own."""
     fraction = np.zeros((len(images), reading.patch_logits.shape[1] * cells.fine**2), np.float32)

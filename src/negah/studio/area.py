@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw
 from negah.errors import InputError
 from negah.images.overview import Mosaic, mosaic
 from negah.images.sources import find_sources
+from negah.progress import Progress
 from negah.studio import parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 LONGEST = 1000  # pixels along the map's longer side
 FILE = "area.gpkg"

@@ -15,6 +15,7 @@ from torch import Tensor
 from negah.errors import InputError
 from negah.images.scenes import render
 from negah.images.sources import PICTURES
+from negah.progress import Progress
 from negah.runs.attack import NORMS
 from negah.runs.attack import Options as Evaluation
 from negah.runs.attack import attack as evaluate
@@ -22,7 +23,7 @@ from negah.runs.attack_area import AreaResult, attack_areas
 from negah.runs.attack_picture import METHODS, Attacked, attack_picture
 from negah.runs.page import figure, svg
 from negah.studio import parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 LARGEST = {"Linf": 16.0, "L2": 4.0, "L1": 60.0}  # radius that the slider goes to: grey levels, else of pixels in [0, 1]
 FIRST = {"Linf": 3.0, "L2": 0.5, "L1": 8.0}
@@ -115,7 +116,7 @@ def prepare(
         if norm == "Linf":
             levels = sorted({max(0.5, eps / 4), max(0.5, eps / 2), eps})
             moved = attack_areas(
-                [path], model=model or parts.DETECTOR, gsd=metres, eps=[level / 255 for level in levels],
+                [path], model=model or parts.DETECTOR, gsd_m=metres, eps=[level / 255 for level in levels],
                 images=WINDOWS, steps=int(steps),
                 progress=lambda stage, done, total: progress("moving the area", done, total),
             )  # fmt: skip
@@ -138,7 +139,7 @@ def climb(
     )  # fmt: skip
 
     def job(progress: Progress) -> Path:
-        evaluate(model or parts.DETECTOR, data, folder / "attack", options, progress=progress)
+        evaluate(data, folder / "attack", model or parts.DETECTOR, options, progress=progress)
         return folder / "attack"
 
     return job

@@ -14,11 +14,12 @@ from negah.errors import InputError, NegahError
 from negah.images.pool import Picture
 from negah.images.scenes.words import described
 from negah.images.sources import PICTURES, Source, find_sources
+from negah.progress import Progress
 from negah.runs import DESCRIBER
 from negah.runs.caption import caption
 from negah.runs.search import classify, search
 from negah.studio import parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 SHOWN = 128  # side of a picture on the page
 MOST = 48  # pictures that are shown

@@ -10,10 +10,11 @@ from PIL import Image
 
 from negah.diffusion.sample import SamplerName
 from negah.errors import InputError
+from negah.progress import Progress
 from negah.runs import IMAGINER
 from negah.runs.generate import Options, imagine
 from negah.studio import parts
-from negah.studio.work import Progress, Work
+from negah.studio.work import Work
 
 PROMPT = "two houses with red roofs, one solar array, a few trees"
 PLAIN, FREE, LATE, RESCALED, PROJECTED, PLUS = KINDS = (

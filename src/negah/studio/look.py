@@ -14,9 +14,10 @@ from torch import Tensor
 
 from negah.images.scenes import render
 from negah.images.sources import PICTURES
+from negah.progress import Progress
 from negah.runs.look import LARGEST, SIDE, Looked, look
 from negah.studio import parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 SHOWN = 224  # side of a map on the page, in pixels
 TAILS = 0.02  # of an attention map that are shown as its brightest

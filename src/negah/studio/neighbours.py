@@ -16,9 +16,10 @@ from torch import Tensor
 from negah.errors import InputError
 from negah.graph.audit import audit
 from negah.graph.grammar import FUNCTIONS, parse
+from negah.progress import Progress
 from negah.runs.audit import evidence
 from negah.studio import parts
-from negah.studio.work import Progress, Work
+from negah.studio.work import Work
 
 NODES = [["a", "1", "0"], ["b", "2", "1"], ["c", "4", "0"], ["d", "0", "3"], ["e", "1", "1"]]
 EDGES = [["a", "b"], ["a", "c"], ["a", "d"], ["c", "d"], ["d", "e"]]

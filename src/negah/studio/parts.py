@@ -10,8 +10,9 @@ from numpy import ndarray
 
 from negah.errors import InputError
 from negah.images.sources import PICTURES, TARS, ZIPS
+from negah.progress import Progress
 from negah.runs.page import picture_uri
-from negah.studio.work import Done, Failed, Progress, Step, Work
+from negah.studio.work import Done, Failed, Step, Work
 
 DETECTOR = "negah/aerial-tiny"
 """The bundled model: what the rooms use unless another is given."""

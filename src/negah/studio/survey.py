@@ -7,6 +7,7 @@ from typing import Any
 
 from negah.errors import InputError
 from negah.images.overview import Mosaic
+from negah.progress import Progress
 from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
@@ -14,7 +15,7 @@ from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import area, parts
-from negah.studio.work import Progress, Work, gathered
+from negah.studio.work import Work, gathered
 
 EXAMPLE_PX = 900  # side of the generated town
 BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
@@ -99,7 +100,7 @@ def prepare(
     paths = gathered(files, folder)
     usual = threshold == round(detector_of(parts.DETECTOR).info.threshold, 2)  # the slider knows two places
     options = Options(
-        gsd=parts.number(gsd, "metres per pixel"), overlap=overlap,
+        gsd_m=parts.number(gsd, "metres per pixel"), overlap=overlap,
         threshold=None if calibration or usual else threshold,
         calibration=Path(calibration) if calibration else None,
         aoi=area.chosen(folder, ground, corners, areas), parcels=Path(parcels) if parcels else None,
@@ -182,7 +183,7 @@ def recalibrating(
             typed = parts.number(given.get(str(number)), f"true m² of window {number}")
             true.append(row.area_m2 if typed is None and accept else typed)
         path = folder / "map" / FILLED
-        write_labels(path, asked.drawn, true)
+        write_labels(asked.drawn, path, true_m2=true)
         options = replace(asked.options, labels=path)
         summary = surveyed(asked.paths, folder, options, progress)
         return replace(asked, summary=summary, intervals=(*asked.intervals, interval_of(summary)))
@@ -195,7 +196,7 @@ def town(folder: Path) -> Callable[[Progress], Path]:
 
     def job(progress: Progress) -> Path:
         path = folder / "town.tif"
-        draw(path, size_px=EXAMPLE_PX, seed=1, progress=lambda done, total: progress("drawing", done, total))
+        draw(path, size_px=EXAMPLE_PX, seed=1, progress=progress)
         return path
 
     return job

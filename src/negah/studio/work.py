@@ -20,9 +20,9 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from negah.errors import InputError, told
+from negah.progress import Progress
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]
 Owner = tuple[str, str]
 """Whose a job is: the page (a tab of a browser) and the room."""
 

@@ -1,9 +1,9 @@
 """Batches whose number says everything: batch k of a run is the same whenever and wherever it is made.
 
 Epoch e is the order `sampler(generator seeded by (seed, e))`; the epochs follow each other without a seam, and batch k
-holds items k * batch_size to (k + 1) * batch_size of that endless line.  So no item is dropped, every batch is full,
-and continuing a run in the middle of an epoch is only a matter of counting.  Randomness inside a batch (augmentation)
-comes from a generator seeded by (seed, k, rank), for the same reason.
+holds items k * batch to (k + 1) * batch of that endless line.  So no item is dropped, every batch is full, and
+continuing a run in the middle of an epoch is only a matter of counting.  Randomness inside a batch (augmentation) comes
+from a generator seeded by (seed, k, rank), for the same reason.
 """
 
 import signal
@@ -48,7 +48,7 @@ class Batches:
     Args:
         dataset: has `len` and `dataset[index]`; it is used from worker processes when `workers` > 0.  Where it has
             `names`, one for each item, messages tell them.
-        batch_size: items in a batch, over all processes.
+        batch: items in a batch, over all processes.
         sampler: order of one epoch from a seeded generator, the same number of indices every time; by default a random
             permutation.  `lambda g: torch.multinomial(weights, n, True, generator=g)` balances classes.
         collate: items and a seeded generator to a batch; by default torch's `default_collate`, without randomness.
@@ -60,18 +60,18 @@ class Batches:
     def __init__(
         self,
         dataset: Sized,
-        batch_size: int,
+        batch: int,
         *,
         seed: int = 0,
         sampler: Callable[[torch.Generator], Tensor] | None = None,
         collate: Callable[[Sequence[Any], torch.Generator], Any] | None = None,
         workers: int = 0,
     ):
-        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.dataset, self.batch, self.seed, self.workers = dataset, batch, seed, workers
         self.sampler = sampler or (lambda generator: torch.randperm(len(dataset), generator=generator))
         self.collate = collate or (lambda items, generator: default_collate(list(items)))
-        if batch_size < 1:
-            raise InputError(f"a batch needs at least 1 item, got batch_size {batch_size}")
+        if batch < 1:
+            raise InputError(f"a batch needs at least 1 item, not {batch}")
         if len(dataset) == 0:
             raise InputError("the data set is empty: nothing to make batches of")
         self._order = lru_cache(maxsize=2)(self._shuffle)  # two: a batch may lie across the end of an epoch
@@ -80,8 +80,8 @@ class Batches:
     def start(self, at: int) -> Iterator[Any]:
         """Endless batches, the first of them number `at`."""
         rank, world = ranks.rank(), ranks.world()
-        if self.batch_size % world:
-            raise InputError(f"batch_size {self.batch_size} is not a multiple of the {world} processes")
+        if self.batch % world:
+            raise InputError(f"a batch of {self.batch} is not a multiple of the {world} processes")
         return map(
             _raised,
             DataLoader(
@@ -97,7 +97,7 @@ class Batches:
 
     def indices(self, number: int) -> list[int]:
         """Items of batch `number`, over all processes."""
-        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        positions = range(number * self.batch, (number + 1) * self.batch)
         return [int(self._order(p // self.epoch_size)[p % self.epoch_size]) for p in positions]
 
     def describe(self, number: int) -> str:
@@ -109,7 +109,7 @@ class Batches:
 
     def settings(self) -> dict[str, int]:
         """Size, batch size and seed: with these the same, batch k is the same."""
-        return {"items": len(self.dataset), "batch_size": self.batch_size, "data seed": self.seed}
+        return {"items": len(self.dataset), "batch_size": self.batch, "data seed": self.seed}  # as checkpoints have it
 
     def _shuffle(self, epoch: int) -> Tensor:
         return self.sampler(_generator(self.seed, epoch))
@@ -150,7 +150,7 @@ class _Numbers:
 
     def __init__(self, batches: Batches, at: int, rank: int, world: int):
         self.batches, self.at = batches, at
-        share = batches.batch_size // world
+        share = batches.batch // world
         self.part = slice(rank * share, (rank + 1) * share)
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:

@@ -20,8 +20,8 @@ from negah.train.run import Run
 _PLAIN = ("step", "history", "scores", "stop", "unlogged")  # what a checkpoint takes from a Run as it is
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Write `state` (tensors, numbers, strings, and lists and dicts of them) to `path`.
+def save(state: dict[str, Any], path: Path) -> Path:
+    """Write `state` (tensors, numbers, strings, and lists and dicts of them) to `path`, and return it.
 
     Raises OutputError naming the path when it cannot be written; the file that was there is then still whole.
     """
@@ -38,6 +38,7 @@ def save(state: dict[str, Any], path: Path) -> None:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _root(error)
         _remove(partial)
         raise OutputError(f"cannot write checkpoint {path}: {reason}; the last one, if any, is intact") from error
+    return path
 
 
 def load(path: Path) -> dict[str, Any]:

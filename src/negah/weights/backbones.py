@@ -42,16 +42,16 @@ RESNETS: dict[str, dict[str, Any]] = {
 
 
 def backbone(
-    name: str | Path, *, size: int | None = None, drop_path: float = 0.0, seed: int = 0,
+    name_or_path: str | Path, *, size: int | None = None, drop_path: float = 0.0, seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Backbone:  # fmt: skip
     """A backbone by its name, in eval mode and fp32.
 
     Args:
-        name: "vit-micro", "vit-tiny", "vit-small", "vit-base", all with or without "/PATCH" (16 px); "resnet18",
-            "resnet18-cifar", "resnet10-cifar"; "timm/NAME" for a fresh model of timm; a file that `save_backbone`
-            wrote; or whatever `load` takes. A name of timm's with a tag ("timm/vit_small_patch14_dinov2.lvd142m") is a
-            repository on the hub, and so for `load`.
+        name_or_path: "vit-micro", "vit-tiny", "vit-small", "vit-base", all with or without "/PATCH" (16 px);
+            "resnet18", "resnet18-cifar", "resnet10-cifar"; "timm/NAME" for a fresh model of timm; a file that
+            `save_backbone` wrote; or whatever `load` takes. A name of timm's with a tag
+            ("timm/vit_small_patch14_dinov2.lvd142m") is a repository on the hub, and so for `load`.
         size: side of the pictures it is meant for, in pixels: a fresh transformer has positions for it (others are
             interpolated), and any transformer must be able to divide it into patches.
         drop_path: highest stochastic-depth rate; not for our residual networks.
@@ -66,7 +66,7 @@ def backbone(
         >>> net(torch.zeros(2, 3, 32, 32)).shape == (2, net.width)
         True
     """
-    text = str(name)
+    text = str(name_or_path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if match := VIT_NAME.fullmatch(text):
@@ -75,10 +75,10 @@ def backbone(
             made = ConvBackbone(ResNet(**RESNETS[text]))
         elif text.startswith("timm/") and "." not in text:
             made = _timm(text.removeprefix("timm/"), (size, size) if size else None, drop_path)
-        elif not Path(name).exists() and not HUB_NAME.fullmatch(text) and Path(text).suffix == "":
+        elif not Path(name_or_path).exists() and not HUB_NAME.fullmatch(text) and Path(text).suffix == "":
             raise WeightsError(_unknown(text))
         else:
-            made = _stored(read(name), size, drop_path)
+            made = _stored(read(name_or_path), size, drop_path)
     if drop_path and isinstance(made, ConvBackbone):
         raise WeightsError(f"{text} has no stochastic depth: leave drop_path at 0")
     return made.eval().to(device)

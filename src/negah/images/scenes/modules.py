@@ -7,7 +7,7 @@ the tilt), some places empty.  Rows come `stack` at a time without a gap, such g
 
 counts the modules passed on the way to v; along them c(u) = u / width.  With C the running sum of the occupied places,
 continued bilinearly, the part of a small square of side s that is panel is a difference of C at its four corners, times
-width depth / s^2: exact in the frame of the array, no sampling.  So sum(mask) gsd^2 is the plan area, whatever the gsd.
+width depth / s^2: exact in the frame of the array, no sampling.  So sum(mask) gsd_m^2 is the plan area at any gsd_m.
 """
 
 import math
@@ -118,12 +118,12 @@ class ModuleArray:
         parts = shapely.polygons(flat.reshape(corners.shape))
         return as_multi(shapely.union_all(parts, grid_size=1e-6))
 
-    def coverage(self, u: Grey, v: Grey, side: float) -> Grey:
-        """Fraction of squares of `side` metres about the local points (u, v) that is module."""
+    def coverage(self, u: Grey, v: Grey, side_m: float) -> Grey:
+        """Fraction of squares of `side_m` metres about the local points (u, v) that is module."""
         rows, cols = self.present.shape
         w = np.float32(self.width)
-        u0, u1 = (np.clip((u + t) / w, 0, cols) for t in (np.float32(-side / 2), np.float32(side / 2)))
-        v0, v1 = (self._passed(v + t, rows) for t in (np.float32(-side / 2), np.float32(side / 2)))
+        u0, u1 = (np.clip((u + t) / w, 0, cols) for t in (np.float32(-side_m / 2), np.float32(side_m / 2)))
+        v0, v1 = (self._passed(v + t, rows) for t in (np.float32(-side_m / 2), np.float32(side_m / 2)))
         if self.present.all():
             passed = (u1 - u0) * (v1 - v0)
         else:
@@ -132,7 +132,7 @@ class ModuleArray:
             passed = (
                 bilinear(total, v1, u1) - bilinear(total, v0, u1) - bilinear(total, v1, u0) + bilinear(total, v0, u0)
             )
-        return np.asarray(passed * (self.width * self.depth / side**2), np.float32)
+        return np.asarray(passed * (self.width * self.depth / side_m**2), np.float32)
 
     def _passed(self, v: Grey, rows: int) -> Grey:
         """c(v) of the module docstring."""
@@ -140,7 +140,7 @@ class ModuleArray:
         part = np.minimum((v - group * np.float32(self.pitch)) / np.float32(self.depth), self.stack)
         return np.clip(group * self.stack + part, 0, rows)
 
-    def colours(self, u: Grey, v: Grey, side: float) -> Grey:
+    def colours(self, u: Grey, v: Grey, side_m: float) -> Grey:
         """RGB 0..255 of the modules at the local points, [..., 3]; meaningless where there is no module."""
         look = self.look
         rows, cols = self.present.shape
@@ -153,7 +153,7 @@ class ModuleArray:
             np.minimum(in_u, np.float32(self.width) - in_u), np.minimum(in_v, np.float32(self.depth) - in_v)
         )
         frame = np.clip(
-            (np.float32(look.frame_m + side / 2) - edge) / np.float32(side), 0, min(1, look.frame_m / side + 0.2)
+            (np.float32(look.frame_m + side_m / 2) - edge) / np.float32(side_m), 0, min(1, look.frame_m / side_m + 0.2)
         )
         rng = np.random.default_rng(look.seed)
         tones = 1 + look.spread * rng.standard_normal(min(rows * cols, 4096), dtype=np.float32)
@@ -163,7 +163,7 @@ class ModuleArray:
         shine = np.clip(0.5 + slope[0] * (u / w - 0.5) + slope[1] * (v / d - 0.5), 0, 1) * np.float32(look.glare)
         cell = np.asarray(look.colour, np.float32) * tone[..., None]
         cell += shine[..., None] * (np.asarray((225, 232, 240), np.float32) - cell)
-        if side < 0.06:  # the 6 x 10 cells of a module, visible only in very fine imagery
+        if side_m < 0.06:  # the 6 x 10 cells of a module, visible only in very fine imagery
             fine_u, fine_v = (
                 np.abs(in_u % (self.width / 6) - self.width / 12),
                 np.abs(in_v % (self.depth / 10) - self.depth / 20),

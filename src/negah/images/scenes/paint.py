@@ -31,16 +31,16 @@ class Window(NamedTuple):
     y: float
     width: int
     height: int
-    gsd: float
+    gsd_m: float
 
     def grown(self, pixels: int) -> "Window":
         """The window with a margin of so many pixels."""
-        m = pixels * self.gsd
-        return Window(self.x - m, self.y - m, self.width + 2 * pixels, self.height + 2 * pixels, self.gsd)
+        m = pixels * self.gsd_m
+        return Window(self.x - m, self.y - m, self.width + 2 * pixels, self.height + 2 * pixels, self.gsd_m)
 
     def bounds(self, margin: float = 0.0) -> tuple[float, float, float, float]:
         """min x, min y, max x, max y in metres."""
-        right, bottom = self.x + self.width * self.gsd, self.y + self.height * self.gsd
+        right, bottom = self.x + self.width * self.gsd_m, self.y + self.height * self.gsd_m
         return self.x - margin, self.y - margin, right + margin, bottom + margin
 
 
@@ -90,27 +90,27 @@ class Camera(NamedTuple):
         return math.ceil(4 * self.blur_px) + 3
 
 
-def subdivision(gsd: float) -> int:
+def subdivision(gsd_m: float) -> int:
     """Canvas cells along a pixel."""
-    return max(2, min(8, round(gsd / 0.15)))
+    return max(2, min(8, round(gsd_m / 0.15)))
 
 
 def paint(sketch: Sketch, window: Window, shadow: tuple[float, float, float], cells: int) -> tuple[Float, Float]:
     """Surfaces seen by a perfect camera: colours 0..255 [h, w, 3], and the part of each pixel that is module [h, w]."""
-    side = window.gsd / cells
+    side_m = window.gsd_m / cells
     w, h = window.width * cells, window.height * cells
-    ids, shade = rasterise(sketch, window, side, w, h)
-    colour = coloured(sketch, ids, window, side)
+    ids, shade = rasterise(sketch, window, side_m, w, h)
+    colour = coloured(sketch, ids, window, side_m)
     cover = np.zeros((h, w), np.float32)
     for array in sketch.arrays:
-        place_array(array, colour, cover, window, side)
+        place_array(array, colour, cover, window, side_m)
     ramp = 1 - np.linspace(0, 1, 256, dtype=np.float32)[:, None] * (1 - np.asarray(shadow, np.float32))
     colour *= ramp.take(shade, 0)
     return shrink(colour, cells), np.clip(shrink(cover, cells), 0, 1)
 
 
 def rasterise(
-    sketch: Sketch, window: Window, side: float, w: int, h: int
+    sketch: Sketch, window: Window, side_m: float, w: int, h: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Number of the ink on top of each canvas cell, and how deep it lies in shadow (0..255)."""
     ids, shade = Image.new("I", (w, h)), Image.new("L", (w, h))
@@ -121,7 +121,7 @@ def rasterise(
     flat = np.array([p for shape in shapes for p in shape[3]], np.float64).reshape(-1, 2)
     # Pillow fills the cells from the first to the last corner, both included.  Half a cell less centres that; small
     # things draw in by another half on each side, to keep their size, where larger ones must not part from neighbours.
-    flat = (flat - (window.x, window.y)) / side
+    flat = (flat - (window.x, window.y)) / side_m
     sizes = np.array([len(shape[3]) for shape in shapes])
     first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     small = np.isin([shape[0] for shape in shapes], (FLAT, LOW, ROOF_TOP))
@@ -143,7 +143,7 @@ def rasterise(
     return np.asarray(ids), np.asarray(shade)
 
 
-def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side: float) -> Float:
+def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side_m: float) -> Float:
     """Colour of every canvas cell, textures included; [h, w, 3]."""
     inks = sketch.inks
     h, w = ids.shape
@@ -156,9 +156,9 @@ def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side: float
     table[:, 4:7] = HUE_SHIFT[kind] * table[:, 3:4]
     wave = np.array([(ink.wave_x, ink.wave_y, ink.wave) for ink in inks], np.float32)
     # A wave finer than two cells of the canvas cannot be drawn and would alias.
-    wave[np.hypot(wave[:, 0], wave[:, 1]) * side > math.pi * 0.9, 2] = 0
-    ys = window.y + (np.arange(h) + 0.5) * side
-    xs = window.x + (np.arange(w) + 0.5) * side
+    wave[np.hypot(wave[:, 0], wave[:, 1]) * side_m > math.pi * 0.9, 2] = 0
+    ys = window.y + (np.arange(h) + 0.5) * side_m
+    xs = window.x + (np.arange(w) + 0.5) * side_m
     patterns, hue = textures()
     iy, ix = (np.floor(t / TEXTURE_M).astype(np.int32) % TEXTURE_PX for t in (ys, xs))
     at = ((iy * TEXTURE_PX)[:, None] + ix[None]).ravel()
@@ -178,22 +178,22 @@ def coloured(sketch: Sketch, ids: NDArray[np.int32], window: Window, side: float
     return colour.reshape(h, w, 3)
 
 
-def place_array(array: ModuleArray, colour: Float, cover: Float, window: Window, side: float) -> None:
+def place_array(array: ModuleArray, colour: Float, cover: Float, window: Window, side_m: float) -> None:
     """Paint a module array and add up what it covers, in place."""
     x0, y0, x1, y1 = array.bounds
     h, w = cover.shape
-    c0, c1 = max(0, math.floor((x0 - window.x) / side) - 2), min(w, math.ceil((x1 - window.x) / side) + 2)
-    r0, r1 = max(0, math.floor((y0 - window.y) / side) - 2), min(h, math.ceil((y1 - window.y) / side) + 2)
+    c0, c1 = max(0, math.floor((x0 - window.x) / side_m) - 2), min(w, math.ceil((x1 - window.x) / side_m) + 2)
+    r0, r1 = max(0, math.floor((y0 - window.y) / side_m) - 2), min(h, math.ceil((y1 - window.y) / side_m) + 2)
     if c0 >= c1 or r0 >= r1:
         return
-    dx = (window.x - array.x + (np.arange(c0, c1) + 0.5) * side)[None]
-    dy = (window.y - array.y + (np.arange(r0, r1) + 0.5) * side)[:, None]
+    dx = (window.x - array.x + (np.arange(c0, c1) + 0.5) * side_m)[None]
+    dy = (window.y - array.y + (np.arange(r0, r1) + 0.5) * side_m)[:, None]
     u = (dx * array.u[0] + dy * array.u[1]).astype(np.float32)
     v = (dx * array.v[0] + dy * array.v[1]).astype(np.float32)
-    part = array.coverage(u, v, side)
+    part = array.coverage(u, v, side_m)
     cover[r0:r1, c0:c1] += part
     patch = colour[r0:r1, c0:c1]
-    patch += part[..., None] * (array.colours(u, v, side) - patch)
+    patch += part[..., None] * (array.colours(u, v, side_m) - patch)
 
 
 def shrink(image: Float, cells: int) -> Float:

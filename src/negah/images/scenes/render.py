@@ -38,7 +38,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with its truth; `mask` is the fraction of each pixel that is module, so sum(mask) gsd^2 is an area."""
+    """A picture with its truth; `mask` is the part of each pixel that is module, so sum(mask) gsd_m^2 is an area."""
 
     image: NDArray[np.uint8]  # [h, w, 3]
     mask: NDArray[np.float32]  # [h, w]
@@ -63,7 +63,7 @@ def render(
     """A random aerial scene of `size_px` (or height, width) pixels of `gsd_m` metres, the same for the same arguments.
 
     `panels`: "some" has at least one array (2 m2 or more of it) in the picture, "none" has none, "random" is either.
-    Raises InputError for a size outside 1..8192 px or a gsd outside 0.05..3 m.
+    Raises InputError for a size outside 1..8192 px or a gsd_m outside 0.05..3 m.
 
     Examples:
         >>> scene = render(104, 0.3, seed=7, panels="some")
@@ -95,12 +95,12 @@ def render(
 
 
 def photograph(
-    sketch: Sketch, window: Window, camera: Camera, noise: np.random.Generator
+    sketch: Sketch, window: Window, camera: Camera, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """What a camera makes of a window, [h, w, 3], and the part of each pixel that is module, [h, w]."""
     wide = window.grown(camera.reach)
-    grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
-    radiance, cover = paint(sketch, wide, camera.shadow, subdivision(window.gsd))
+    grain = rng.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
+    radiance, cover = paint(sketch, wide, camera.shadow, subdivision(window.gsd_m))
     cut = slice(camera.reach, -camera.reach)
     exposure = (
         camera.level / float(radiance.mean())

@@ -161,7 +161,7 @@ class _Plot:
         self.frame = Pose(0.0, 0.0, rng.uniform(0, 2 * math.pi))
         self.free: shapely.Geometry = shapely.box(*window.bounds(-0.8))  # where things may stand
         self.inks: list[tuple[str, range, float]] = []  # kind, its inks, its square metres
-        self.span = window.width * window.gsd
+        self.span = window.width * window.gsd_m
 
     def anywhere(self) -> tuple[float, float]:
         half = self.span / 2
@@ -326,7 +326,7 @@ def _trees(plot: _Plot, what: Composition) -> bool:
 def _masks(plot: _Plot, cells: int) -> dict[str, NDArray[np.float32]] | None:
     """Where each kind of thing shows, or None where one is hidden, cut off or, a pool, in shadow."""
     window = plot.window
-    cell = window.gsd / cells
+    cell = window.gsd_m / cells
     ids, shade = rasterise(plot.sketch, window, cell, window.width * cells, window.height * cells)
     kinds = {kind: np.zeros(ids.shape, bool) for kind in ("house", "pool", "tree", "street")}
     for kind, inks, area in plot.inks:

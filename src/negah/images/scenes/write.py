@@ -3,7 +3,6 @@
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,6 +20,7 @@ from negah.images.scenes.modules import ModuleArray
 from negah.images.scenes.paint import Camera, Window, develop, paint, subdivision
 from negah.images.scenes.render import Panel, truth
 from negah.images.scenes.town import Town, mix
+from negah.progress import Progress, silent
 
 CELL_PX = 512  # painted and written at a time; also the files' tiles, so that each is compressed once
 
@@ -56,16 +56,16 @@ def write_town(
     origin: tuple[float, float] = (320_000.0, 5_400_000.0),
     adoption: float = 0.25,
     clumping: float = 0.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Truth:
     """Write a town of `size_px` (or height, width) pixels to `path`, with `*_mask.tif` and `*_panels.gpkg` beside it.
 
     `origin` is the upper left corner in `crs`, which must be projected, in metres and true to scale (in UTM the default
     lies where the scale is 1); `adoption` is the part of the buildings with modules, and `clumping`, from 0 to below 1,
-    how alike those of a street are (see `Town`).  `progress(done, all)` hears of every cell of 512 px.  Memory does not
-    grow with the size of the raster; the same arguments give the same pixels.
+    how alike those of a street are (see `Town`).  Progress is told of every cell of 512 px.  Memory does not grow with
+    the size of the raster; the same arguments give the same pixels.
 
-    Raises InputError (size, gsd, adoption, clumping), GeoError (crs) and OutputError (a folder or disk that cannot be
+    Raises InputError (size, gsd_m, adoption, clumping), GeoError (crs) and OutputError (a folder or disk that cannot be
     written).
     """
     height, width = (size_px, size_px) if isinstance(size_px, int) else size_px
@@ -93,6 +93,7 @@ def write_town(
     objects: Counter[str] = Counter()
     rows, cols = math.ceil(height / CELL_PX), math.ceil(width / CELL_PX)
     exposure = CLEAR.level / pilot_mean(town, width * gsd_m, height * gsd_m)
+    progress("drawing", 0, rows * cols)
     try:
         image_path.parent.mkdir(parents=True, exist_ok=True)
         # GDAL would keep a twentieth of the machine's memory of written tiles; none is read again.
@@ -109,15 +110,14 @@ def write_town(
                     r0, c0 = row * CELL_PX, col * CELL_PX
                     h, w = min(CELL_PX, height - r0), min(CELL_PX, width - c0)
                     cell = Window(c0 * gsd_m, r0 * gsd_m, w, h, gsd_m)
-                    noise = np.random.default_rng(mix(seed, 0x72, row, col))
-                    rgb, cover, arrays, names = paint_cell(town, cell, noise, exposure, (width * gsd_m, height * gsd_m))
+                    rng = np.random.default_rng(mix(seed, 0x72, row, col))
+                    rgb, cover, arrays, names = paint_cell(town, cell, rng, exposure, (width * gsd_m, height * gsd_m))
                     tile = ((r0, r0 + h), (c0, c0 + w))
                     image.write(np.moveaxis(rgb, -1, 0), window=tile)
                     mask.write(np.rint(cover * 255).astype(np.uint8), 1, window=tile)
                     found += truth(arrays, extent)
                     objects.update(names)
-                    if progress:
-                        progress(row * cols + col + 1, rows * cols)
+                    progress("drawing", row * cols + col + 1, rows * cols)
         table = panel_table(found, origin, system)
         table.to_file(drafts[2], layer="panels", driver="GPKG")
         for draft, file in zip(drafts, files, strict=True):
@@ -158,13 +158,13 @@ def pilot_mean(town: Town, width_m: float, height_m: float) -> float:
 
 
 def paint_cell(
-    town: Town, cell: Window, noise: np.random.Generator, exposure: float, extent: tuple[float, float]
+    town: Town, cell: Window, rng: np.random.Generator, exposure: float, extent: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, list[ModuleArray], Counter[str]]:
     """One cell: picture, mask, the arrays with their middle in it (or beyond the town's edge beside it), the things."""
     wide = cell.grown(CLEAR.reach)
     sketch = town.sketch(wide.bounds())
-    radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd))
-    grain = noise.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
+    radiance, cover = paint(sketch, wide, CLEAR.shadow, subdivision(cell.gsd_m))
+    grain = rng.standard_normal((wide.height, wide.width, 3), dtype=np.float32)
     cut = slice(CLEAR.reach, -CLEAR.reach)
     rgb = develop(radiance, CLEAR, grain, exposure)[cut, cut]
     x0, y0, x1, y1 = cell.bounds()

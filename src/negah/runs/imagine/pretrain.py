@@ -7,7 +7,7 @@ is made again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,11 +28,12 @@ from negah.errors import InputError
 from negah.images.listed import table
 from negah.images.views import View, crop
 from negah.language.captions import FILE, ROWS, Captions, joined
+from negah.progress import Progress, Say, silent
 from negah.runs.generate import save_picture, sheet
 from negah.runs.imagine import stages
 from negah.runs.recipes import check_numbers
 from negah.runs.record import claim, compute_device, hardware, now, versions
-from negah.runs.watch import Say, on_first
+from negah.runs.watch import on_first
 from negah.train.callbacks import Callback
 from negah.train.run import Run
 from negah.train.surroundings import mode
@@ -120,7 +121,7 @@ class Result:
 
 def pretrain(
     data: Sequence[str], out: Path, options: Options = Options(), *,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None, say: Say = lambda line: None,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """Train on the caption files `data` (see `language.captions`).
 
@@ -150,7 +151,7 @@ def pretrain(
 def train(
     captions: Captions, out: Path, options: Options, record: dict[str, Any], *, first: Captions | None = None,
     labels: "Labels | None" = None, half: bool = False,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None, say: Say = lambda line: None,
+    progress: Progress = silent, say: Say = silent,
 ) -> Result:  # fmt: skip
     """The stages, one behind the other.  first: what the autoencoder learns from, if not from all.  half: write the
     weights in fp16."""

@@ -23,6 +23,7 @@ from negah.diffusion.schedule import Schedule
 from negah.images.views import View, views
 from negah.language.captions import Captions
 from negah.language.tokens import Tokenizer
+from negah.progress import Progress, silent
 from negah.train import Batches, FitResult, fit
 from negah.train.objective import Objective
 
@@ -60,7 +61,7 @@ class Latents:
     @torch.no_grad()
     def of(
         cls, vae: "AutoencoderKL | None", captions: Captions, view: View, *, copies: int, seed: int,
-        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+        progress: Progress = silent,
     ) -> "Latents":  # fmt: skip
         """Encoded where the autoencoder is, kept on the CPU; without one pictures in [-1, 1]."""
         where = torch.device("cpu") if vae is None else vae.device

@@ -33,10 +33,10 @@ def main(recipe: Recipe) -> None:
     detector = load(recipe.detector)
     seeds = [*TRAIN, *HELD]
 
-    def say(done: int) -> None:
-        print(f"town {done} of {len(seeds)}", end="\r", flush=True)
+    def told(stage: str, done: int, total: int) -> None:
+        print(f"{stage}: {done} of {total}", end="\r", flush=True)
 
-    drawn = towns(detector, seeds, work=recipe.out / "towns", progress=say)
+    drawn = towns(detector, seeds, work=recipe.out / "towns", progress=told)
     graphs = [graph_of(town, detector.info.window_px * detector.info.gsd_m) for town in drawn]
     refiner = train(graphs[: len(TRAIN)], graphs[len(TRAIN) :], seed=recipe.seed)
     path = recipe.out / "refine-neighbours.safetensors"

@@ -4,7 +4,7 @@ In half of the towns panels clump: streets differ in how many buildings have the
 """
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from numpy import ndarray
 
 from negah.images.scenes import write_town
 from negah.probe.detector import Detector
+from negah.progress import Progress, silent
 from negah.runs.aerial.tiles import MASKED, MIN_PANEL_PATCHES, NO_PANEL_PATCHES, PATCH_PX
 from negah.runs.record import fingerprint_of
 
@@ -43,10 +44,10 @@ class Windows:
 
 def windows_of(detector: Detector, seed: int, *, adoption: float, clumping: float, side: int = SIDE) -> Windows:
     """Draw a town and look at it, `side` windows of the detector along each side."""
-    px, gsd = detector.info.window_px, detector.info.gsd_m
+    px, gsd_m = detector.info.window_px, detector.info.gsd_m
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "town.tif"
-        drawn = write_town(path, size_px=side * px, gsd_m=gsd, seed=seed, adoption=adoption, clumping=clumping)
+        drawn = write_town(path, size_px=side * px, gsd_m=gsd_m, seed=seed, adoption=adoption, clumping=clumping)
         with rasterio.open(drawn.image) as file:
             image = np.moveaxis(file.read(), 0, -1)
         with rasterio.open(drawn.mask) as file:
@@ -59,7 +60,7 @@ def windows_of(detector: Detector, seed: int, *, adoption: float, clumping: floa
             reading = detector(batch, above=1.0)  # its patches are not asked for
             features.append(reading.feature)
             logits.append(reading.logit)
-    centre = (np.arange(side) + 0.5) * px * gsd
+    centre = (np.arange(side) + 0.5) * px * gsd_m
     x, y = np.meshgrid(centre, centre)
     label = np.where(patches >= MIN_PANEL_PATCHES, 1, np.where(patches < NO_PANEL_PATCHES, 0, MASKED))
     return Windows(
@@ -69,8 +70,8 @@ def windows_of(detector: Detector, seed: int, *, adoption: float, clumping: floa
 
 
 def towns(
-    detector: Detector, seeds: Iterable[int], *, work: Path, clumping: float | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    detector: Detector, seeds: Sequence[int], *, work: Path, clumping: float | None = None,
+    progress: Progress = silent,
 ) -> list[Windows]:  # fmt: skip
     """A town for each seed, kept in `work`, since drawing one takes seconds.
 
@@ -78,7 +79,7 @@ def towns(
     """
     mark, found = fingerprint_of(detector)[:12], []
     work.mkdir(parents=True, exist_ok=True)
-    for done, seed in enumerate(seeds):
+    for done, seed in enumerate(seeds, 1):
         rng = Random(TOWN_SEED + seed)
         adoption, drawn = rng.uniform(*ADOPTION), rng.uniform(*CLUMPING) if seed % 2 else 0.0
         clumps = drawn if clumping is None else clumping
@@ -90,5 +91,5 @@ def towns(
             part.replace(path)
         with np.load(path) as stored:
             found.append(Windows(**stored))
-        progress(done + 1)
+        progress("towns", done, len(seeds))
     return found
