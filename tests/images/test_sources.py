@@ -50,6 +50,15 @@ def names(found: list[Source], root: Path) -> list[str]:
     return [os.path.relpath(source.name, root) for source in found]
 
 
+def test_names_can_be_places_in_a_folder(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("a/x.png", "a/b/y.png"):
+        (tmp_path / name).write_bytes(png())
+    found = find_sources([tmp_path / "a"], root=tmp_path / "a")
+    assert [source.name for source in found] == ["b/y.png", "x.png"] and red(found[0]) == 0
+    assert find_sources([tmp_path / "a" / "x.png"], root=tmp_path / "b")[0].name == str(tmp_path / "a" / "x.png")
+
+
 # -- files and folders ---------------------------------------------------------------------------------------------
 
 

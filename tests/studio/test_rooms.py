@@ -20,6 +20,7 @@ def test_survey_of_a_raster(room, page, town):
     report = page.frame_locator("iframe[title='Report of the survey']")
     assert report.locator("h1").inner_text() == "Solar panels: town.tif"
     assert report.locator(".stage svg").is_visible()
+    assert report.get_by_text("town.tif", exact=True).count()  # as it was dropped, not where it lies meanwhile
     content = json.loads(survey.downloaded("run.json").read_text())
     assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 25
 

@@ -16,7 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -95,16 +95,20 @@ class Source:
         return _open_member(self.path, self.member, self.name)
 
 
-def find_sources(paths: Sequence[str | Path]) -> list[Source]:
+def find_sources(paths: Sequence[str | Path], *, root: Path | None = None) -> list[Source]:
     """All pictures that the paths lead to, each once, sorted by name (those of a compressed tar in its order).
 
     A path is a picture, a folder (with all below it, hidden files aside), a zip or tar archive, or an http(s) address
-    of a raster.  Raises InputError for a path that does not exist or cannot be read, and where no picture is found.
+    of a raster.  With `root`, what lies below this folder is named by its place in it.
+
+    Raises InputError for a path that does not exist or cannot be read, and where no picture is found.
     """
     found: dict[object, Source] = {}
     for given in paths:
         some = False
         for identity, source in _under(str(given)):
+            if root is not None:
+                source = replace(source, name=source.name.removeprefix(f"{clean(str(root))}/"))
             found.setdefault(identity, source)
             some = True
         if not some:

@@ -141,9 +141,14 @@ def write_next(rows: Sequence[Row], out: Path) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): make room in the folder") from None
 
 
-def pictures_of(out: Path, paths: Sequence[str], rows: Sequence[Row]) -> list[UInt8[ndarray, "h w 3"]]:
-    """What is to be looked at in these windows of the survey in `out`; grey where it cannot be read any more."""
-    sources = {source.name: source for source in find_sources(paths)}
+def pictures_of(
+    out: Path, paths: Sequence[str], rows: Sequence[Row], *, root: Path | None = None
+) -> list[UInt8[ndarray, "h w 3"]]:
+    """What is to be looked at in these windows of the survey in `out`; grey where it cannot be read any more.
+
+    root: as of that survey.
+    """
+    sources = {source.name: source for source in find_sources(paths, root=root)}
     with Ledger(out) as ledger:
         planned = {source.name: source for source in ledger.plan().sources}
     pictures = []

@@ -90,6 +90,7 @@ def survey(
     detectors: Sequence[Detector],
     options: Options,
     *,
+    root: Path | None = None,
     given: Mapping[str, object] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Summary:
@@ -98,6 +99,7 @@ def survey(
     Continuing tries again what could not be read, and takes an input that failed as it is now, repaired or not.
 
     detectors: one, or several of one patch and window whose footprints are averaged.
+    root: pictures below this folder are named by their place in it.
     given: what else the user asked for (by what name the model, say): for run.json.
     progress: called with a stage ("windows", "map", "report"), how far it is, and how far it goes.
 
@@ -122,7 +124,7 @@ def survey(
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
     parcels = read_polygons(options.parcels, option="--parcels") if options.parcels else None
-    sources = [source for source in find_sources(paths) if not _lies_in(source, out)]
+    sources = [source for source in find_sources(paths, root=root) if not _lies_in(source, out)]
     if not sources:
         raise InputError(f"nothing to survey: all images found lie in the output folder {out}")
     fingerprint = {

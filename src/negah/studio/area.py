@@ -23,7 +23,7 @@ from negah.images.overview import Mosaic, mosaic
 from negah.images.sources import find_sources
 from negah.progress import Progress
 from negah.studio import parts
-from negah.studio.work import Work, gathered
+from negah.studio.work import UPLOADED, Work, gathered
 
 LONGEST = 1000  # pixels along the map's longer side
 FILE = "area.gpkg"
@@ -91,7 +91,7 @@ def lay_out(work: Work, pictures: Any) -> Given:
 def prepare(folder: Path, files: Sequence[str] | None) -> Callable[[Progress], Mosaic]:
     """The map that the page asks for."""
     paths = gathered(files, folder)
-    return lambda progress: mosaic(find_sources(paths), longest=LONGEST, progress=progress)
+    return lambda progress: mosaic(find_sources(paths, root=folder / UPLOADED), longest=LONGEST, progress=progress)
 
 
 def added(found: Mosaic | None, text: str, col: float, row: float) -> str:

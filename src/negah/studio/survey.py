@@ -15,7 +15,7 @@ from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import area, parts
-from negah.studio.work import Work, gathered
+from negah.studio.work import UPLOADED, Work, gathered
 
 EXAMPLE_PX = 900  # side of the generated town
 BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
@@ -117,7 +117,10 @@ def prepare(
 def surveyed(paths: Sequence[str], folder: Path, options: Options, progress: Progress) -> Summary:
     """The survey of a room's folder; a second one goes on from its ledger, and is fast."""
     detector = detector_of(parts.DETECTOR).to(compute_device())
-    return survey(paths, folder / "map", [detector], options, given={"model": parts.DETECTOR}, progress=progress)
+    return survey(
+        paths, folder / "map", [detector], options, root=folder / UPLOADED, given={"model": parts.DETECTOR},
+        progress=progress,
+    )  # fmt: skip
 
 
 def interval_of(summary: Summary) -> tuple[str, float, float | None, float | None]:
@@ -162,7 +165,7 @@ def to_label(asked: Asked) -> list[Any]:
     import gradio as gr
 
     pictures, rows = [], []
-    shots = labels.pictures_of(asked.summary.out, asked.paths, asked.drawn)
+    shots = labels.pictures_of(asked.summary.out, asked.paths, asked.drawn, root=asked.summary.out.parent / UPLOADED)
     for number, (row, pixels) in enumerate(zip(asked.drawn, shots, strict=True), 1):
         pictures.append((pixels, f"{number}: {row.area_m2:,.1f} m²", f"probability {row.probability:.2f}"))
         rows.append([str(number), f"{row.area_m2:,.1f}", ""])

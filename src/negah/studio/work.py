@@ -26,6 +26,7 @@ T = TypeVar("T")
 Owner = tuple[str, str]
 """Whose a job is: the page (a tab of a browser) and the room."""
 
+UPLOADED = "in"  # of a job's folder: what it was given
 PAUSE = 0.15  # seconds between two looks at a job
 LEAVE = 10  # seconds that running jobs are waited for at the end
 
@@ -173,7 +174,7 @@ def gathered(files: Iterable[str | os.PathLike[str]] | None, folder: Path) -> li
 
     Returns what a run takes as its paths: the one file, or the folder.  Raises InputError where there is none.
     """
-    within = folder / "in"
+    within = folder / UPLOADED
     within.mkdir()
     count = 0
     for file in map(Path, files or ()):
