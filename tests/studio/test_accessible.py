@@ -34,8 +34,9 @@ def test_axe_finds_nothing_serious_in_the_parts_of_imagine(page, room, axe, sche
     page.evaluate(axe)
 
     def serious() -> list[str]:
-        return [each["id"] for each in page.evaluate("() => axe.run()")["violations"]
-                if each["impact"] in ("serious", "critical")]  # fmt: skip
+        # Beside files that were dropped stands a button of Gradio's own, to add some, with another one inside it.
+        found = page.evaluate("""() => axe.run({exclude: ['button[aria-label="common.upload"]']})""")["violations"]
+        return [each["id"] for each in found if each["impact"] in ("serious", "critical")]
 
     teach = room("Imagine").tab("Teach it a thing")
     teach.panel.get_by_role("button", name="More").click()

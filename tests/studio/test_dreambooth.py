@@ -104,8 +104,8 @@ def test_runs_side_by_side_and_nothing_of_a_file_is_run(room, page, scores, tmp_
     compare.press("Compare")
     compare.says("nothing to compare yet")
     hostile = json.loads(scores.read_text())
-    hostile |= {"token": "<img src=x onerror='window.broken = 1'>", "reason": "<script>window.broken = 1</script>"}
-    hostile |= {"model": "b/'\"><img src=http://192.0.2.1/x.png>/weights", "real": {"fidelity": None}}
+    code = "<img src=x onerror='window.broken = 1'>"
+    hostile |= {"token": code, "reason": code, "notes": [code], "model": f"{code}/weights", "real": {"fidelity": None}}
     (tmp_path / "hostile.json").write_text(json.dumps(hostile))
     (tmp_path / "bad.json").write_text("{")
     compare.drop(scores, tmp_path / "hostile.json", tmp_path / "bad.json")
