@@ -94,9 +94,7 @@ def teaching(work: Work, taught: Any) -> Any:
                 drawing = gr.Slider(2, 50, step=1, value=20, label="Steps of drawing a picture")
             buttons = parts.controls("Teach")
         with gr.Column(scale=2, min_width=320):
-            figures = gr.HTML(
-                parts.empty("What it learnt, at which step to stop, the report and the files will be here.")
-            )
+            figures = gr.HTML(parts.empty("The step to stop at, the report, and the files will be here."))
             draw = gr.Button("Draw it", visible=False, size="sm")
             report = gr.HTML()
             downloads = parts.downloads()
@@ -148,12 +146,12 @@ def shown(found: tuple[Result, str]) -> list[Any]:
     reach = result.real["fidelity"]  # of one picture there is none
     reach = f"; its pictures among themselves {reach:.2f}" if math.isfinite(reach) else ""
     text = parts.facts({
-        "Kept step": f"{result.step} of {last(result)}\n{result.reason}",
+        "Kept step": f"{result.step} of {last(result)}\nits weights are the ones below",
         "Its own word": f"{result.token}\n{result.why}",
         "Like the thing": f"{kept['fidelity']:.2f}\nbefore {before['fidelity']:.2f}{reach}",
         "Class kept": f"{kept['class kept']:.2f}\nof 1.00 before",
     })  # fmt: skip
-    text += listed(result.notes) + parts.failed(result.failures)
+    text += f"<p>{html.escape(result.reason[:1].upper() + result.reason[1:])}.</p>{parts.failed(result.failures)}"
     button = gr.update(value=f"Draw a {taught.words}", visible=True)
     return [taught, text, button, parts.framed(result.report, "Report of DreamBooth"), parts.files(out, FILES)]
 
