@@ -113,6 +113,16 @@ def imagine(page: Page) -> None:
     page.get_by_label("Pictures each").fill("4")
     press(page, "Imagine")
     page.locator(".sheet img[alt^='in an']").first.wait_for()
+    page.evaluate("scrollTo(0, 90)")
+
+
+def imagine_teach(page: Page) -> None:
+    page.get_by_role("tab", name="Teach it a thing", exact=True).click()
+    example(page, "Draw a house in false colours as an example", "house-3")
+    press(page, "Teach")
+    page.get_by_role("button", name="Draw a <new> house", exact=True).wait_for(timeout=600_000)
+    page.frame_locator("iframe").locator("h1").wait_for()
+    page.evaluate("scrollTo(0, 100)")
 
 
 def neighbours(page: Page) -> None:
@@ -132,7 +142,8 @@ ROOMS: dict[str, tuple[int, int, Any, Callable[[Page], None]]] = {
     "look": (1080, 900, "light", look),
     "attack": (1080, 960, "light", attack),
     "describe": (1080, 860, "light", describe),
-    "imagine": (1080, 860, "light", imagine),
+    "imagine": (1080, 1010, "light", imagine),
+    "imagine-teach": (1080, 900, "light", imagine_teach),
     "neighbours": (1080, 900, "light", neighbours),
     "neighbours-dark": (1080, 900, "dark", neighbours_dark),
 }

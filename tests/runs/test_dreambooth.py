@@ -19,6 +19,7 @@ from negah.runs import dreambooth as runs
 from negah.runs import dreambooth_looks as looks
 from negah.runs.dreambooth import Options, dreambooth
 from negah.runs.dreambooth_looks import verdict, with_losses
+from negah.runs.dreambooth_read import LARGEST, read_scores
 from negah.train import checkpoint
 
 pytest.importorskip("diffusers")
@@ -211,3 +212,52 @@ def test_losses_of_a_look_are_those_since_the_last_one():
     history = [{"step": s, "instance": v, "prior": 1.0} for s, v in ((1, 4.0), (2, 2.0), (3, 1.0), (4, 3.0))]
     rows = with_losses([look(2, 0, 0, 0), look(4, 0, 0, 0)], history)
     assert [row["instance"] for row in rows] == [3, 2] and list(rows[0])[:3] == ["step", "instance", "prior"]
+
+
+# Read back
+
+
+def test_scores_are_read_back_as_they_were(done):
+    result, out, _ = done
+    found, history = read_scores(out / "scores.json")
+    assert (found.scores, found.real, found.step, found.token) == (result.scores, result.real, result.step, "<new>")
+    assert found.notes == result.notes and [row["step"] for row in history] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scores": 1}, "no list of scores"), ({"scores": [{"step": 0}]}, "lacks one of step, held out loss"),
+        ({"step": 3}, "none of those that it looked at"), ({"token": 5}, "token is not a text"),
+        ({"history": [{"step": 1, "instance": 1.0}, {"step": 2}]}, "not alike"),
+        ({"history": [{"step": 10**400}]}, "no row of numbers"),
+    ],
+)  # fmt: skip
+def test_scores_of_another_kind_say_what_is_wrong(done, tmp_path, change, message):
+    content = json.loads((done[1] / "scores.json").read_text())
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=message):
+        read_scores(path)
+
+
+def test_scores_that_are_no_json_too_large_or_of_a_run_under_way(done, tmp_path):
+    path = tmp_path / "scores.json"
+    content = json.loads((done[1] / "scores.json").read_text())
+    for text, message in (
+        ("[" * 100_000, "cannot be read as JSON"), ("{NaN}", "cannot be read as JSON"),
+        (" " * LARGEST + "{}", "MB"),
+        (json.dumps({name: content[name] for name in ("scores", "history")}), "has not ended"),
+    ):  # fmt: skip
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            read_scores(path)
+
+
+def test_each_step_is_told(photos, pipeline, tmp_path):
+    told, stages = [], []
+    run(photos, pipeline, tmp_path, replace(QUICK, steps=2), each=lambda *step: told.append(step),
+        progress=lambda *stage: stages.append(stage))  # fmt: skip
+    assert told == [(1, 2), (2, 2)]
+    drawn = [stage for stage in stages if stage[0] == "class pictures"]
+    assert drawn[0] == ("class pictures", 1, 3) and drawn[-1] == ("class pictures", 3, 3)

@@ -90,12 +90,19 @@ class Room:
     def __init__(self, page: Any, name: str):
         page.get_by_role("tab", name=name, exact=True).click()
         self.page, self.panel = page, page.get_by_role("tabpanel").filter(visible=True).first
-        self.panel.get_by_text("Stop", exact=True).first.wait_for()
+        self.panel.get_by_text("Stop", exact=True).filter(visible=True).first.wait_for()
 
     def drop(self, *paths: Path) -> None:
         """Give it files, and wait until they are there."""
         self.panel.locator("input[type=file]").first.set_input_files([str(path) for path in paths])
         self.panel.get_by_text(paths[0].name).or_(self.panel.get_by_text(paths[0].stem)).first.wait_for()
+
+    def tab(self, name: str) -> "Room":
+        """Go to one of its own tabs, and see no more than that."""
+        self.panel.get_by_role("tab", name=name, exact=True).click()
+        self.panel = self.panel.get_by_role("tabpanel").filter(visible=True)
+        self.panel.get_by_text("Stop", exact=True).first.wait_for()
+        return self
 
     def press(self, button: str) -> None:
         self.panel.get_by_role("button", name=button, exact=True).filter(visible=True).first.click()
@@ -122,6 +129,23 @@ class Room:
 def room(page: Any) -> Callable[..., Room]:
     """Rooms of the studio by their tabs' names; in another window, where one is given."""
     return lambda name, window=page: Room(window, name)
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    """The scores.json of a run in a folder named mine, of two looks, as `negah dreambooth` writes it."""
+    names = ("held out loss", "fidelity", "fidelity CLIP-I", "prompt CLIP-T", "diversity", "class kept", "class drift")
+    rows = [{"step": step, **dict.fromkeys(names, 0.5 - step / 100), "balance": 1.0} for step in (0, 2, 4)]
+    content = {
+        "model": "runs/mine/pytorch_lora_weights.safetensors", "report": "runs/mine/report.html", "token": "<new>",
+        "why": "new to the model", "step": 2, "reason": "of 2 looks the greatest sum", "held_out": "the 4 pictures",
+        "images": {"instance": 4, "kept aside": 0, "class": 2}, "scores": rows, "notes": ["more steps may do more"],
+        "real": {"fidelity": 0.7, "fidelity CLIP-I": 0.8}, "ranking": [], "failures": [],
+        "history": [{"step": step, "instance": 0.6, "prior": 0.5} for step in (1, 2, 3, 4)],
+    }  # fmt: skip
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,30 @@ def test_axe_finds_nothing_serious_in_any_room(page, room, axe, scheme):
     assert found == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_the_parts_of_imagine(page, room, axe, scheme, scores):
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate(axe)
+
+    def serious() -> list[str]:
+        # Beside files that were dropped stands a button of Gradio's own, to add some, with another one inside it.
+        found = page.evaluate("""() => axe.run({exclude: ['button[aria-label="common.upload"]']})""")["violations"]
+        return [each["id"] for each in found if each["impact"] in ("serious", "critical")]
+
+    teach = room("Imagine").tab("Teach it a thing")
+    teach.panel.get_by_role("button", name="More").click()
+    teach.panel.get_by_label("Learning rate").wait_for()
+    assert serious() == []
+    compare = room("Imagine").tab("Compare runs")
+    compare.drop(scores)
+    compare.press("Compare")
+    compare.panel.locator("details[open]").wait_for()
+    assert serious() == []
+    page.set_viewport_size({"width": 390, "height": 844})  # where the table and the curves are moved sideways
+    assert serious() == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_telephone_does_not_scroll_sideways(page, room):
     for name in ROOMS:
         page.set_viewport_size({"width": 1280, "height": 900})  # where no tab hides behind another

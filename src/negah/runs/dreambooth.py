@@ -39,9 +39,11 @@ from negah.runs import DESCRIBER
 from negah.runs.dreambooth_looks import (
     DRAWN,
     SEEDS,
+    Each,
     Judges,
     Looker,
     Watch,
+    batch_told,
     drawn,
     eight_bit,
     save,
@@ -72,7 +74,7 @@ MADE = ("checkpoint.pt",)
 def dreambooth(
     instance: Sequence[str | Path], out: Path, model: str, options: Options, *, backbone: str = "negah/aerial-tiny",
     describer: str = DESCRIBER, vocabulary: Path | None = None,
-    progress: Progress = silent, say: Say = silent,
+    progress: Progress = silent, say: Say = silent, each: Each = silent,
 ) -> Result:  # fmt: skip
     """Teach `model` what the pictures `instance` show.
 
@@ -83,6 +85,7 @@ def dreambooth(
         instance: pictures, folders or archives of them; of each the middle square is seen.
         backbone: whose features say how like the subject, see `weights.backbone`.
         describer: a CLIP or CoCa, which says how like the words; vocabulary: where it has none itself.
+        progress: told of all but the training, which draws its own bar on a terminal; each: told after its steps.
 
     Raises InputError for what cannot be learned from (also where memory does not suffice), WeightsError for a model,
     OutputError where `out` holds another run or cannot be written, TrainingError where the loss is no longer finite.
@@ -104,7 +107,9 @@ def dreambooth(
     on_first(lambda: write_json(record, out / "run.json"))
     say(f"token {identifier.token}: {identifier.why}")
     try:
-        result, found = _personalise(drawer, pool, judges, identifier, out, options, record, origin, progress, say)
+        result, found = _personalise(
+            drawer, pool, judges, identifier, out, options, record, origin, progress, say, each
+        )
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in str(error) for words in MEMORY):
             raise
@@ -152,7 +157,7 @@ def identifier_of(model: TextToImage, options: Options) -> tuple[Identifier, lis
 
 def _personalise(
     model: TextToImage, pool: Pool, judges: Judges, identifier: Identifier, out: Path, options: Options,
-    record: dict[str, Any], origin: str, progress: Progress, say: Say,
+    record: dict[str, Any], origin: str, progress: Progress, say: Say, each: Each,
 ) -> tuple[Result, FitResult]:  # fmt: skip
     pictures = torch.stack([pool[i] for i in range(len(pool))])
     aside = torch.arange(len(pool)) % ASIDE == ASIDE - 1 if len(pool) >= ENOUGH else torch.zeros(len(pool)).bool()
@@ -177,7 +182,7 @@ def _personalise(
     looker = Looker(objective, pictures[~aside], kept_aside, judges, options, progress)
     first = {"step": 0, **looker()}
     best = KeepBest("balance")
-    watch = Watch(looker, first, best, out, say)
+    watch = Watch(looker, first, best, out, say, each)
     found = fit(
         objective,
         Batches(
@@ -238,11 +243,12 @@ def class_pictures(
     done = len(paths) - len(missing)
     for first in range(0, len(missing), DRAWN):
         some = missing[first : first + DRAWN]
-        images = drawn(model, [prompt] * len(some), [options.seed * SEEDS + number for number in some], options)
+        seeds = [options.seed * SEEDS + number for number in some]
+        told = batch_told(progress, "class pictures", done, len(paths))
+        images = drawn(model, [prompt] * len(some), seeds, options, each=told)
         for number, pixels in zip(some, eight_bit(images)):
             write(paths[number], partial(save_picture, pixels.permute(1, 2, 0).numpy()))
         done += len(some)
-        progress("class pictures", done, len(paths))
     return torch.stack([_read_picture(path) for path in paths])
 
 

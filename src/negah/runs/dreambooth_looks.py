@@ -28,6 +28,7 @@ ALIKE = 0.9  # mean cosine of any pictures above which a backbone's vectors are 
 CELL, LINE = 128, 16  # pixels of a picture on a sheet, and of a line of words
 SEEDS = 1_000_003  # apart from each other are the seeds of two runs
 COMPARED = 500_000  # the first seed of pictures that are looked at, far from those that are trained on
+Each = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Looker:
         parts = []
         for first in range(0, len(prompts), DRAWN):
             some = slice(first, first + DRAWN)
-            parts.append(drawn(model, prompts[some], seeds[some], self.options))
-            self.progress("pictures to look at", min(first + DRAWN, len(prompts)), len(prompts))
+            told = batch_told(self.progress, "pictures to look at", first, len(prompts))
+            parts.append(drawn(model, prompts[some], seeds[some], self.options, each=told))
         self.images = torch.cat(parts)
         features, pictures = self.judges.features(self.images), self.judges.pictures(self.images)
         if not len(self.before):
@@ -116,13 +117,19 @@ class Looker:
 
 
 class Watch(Callback):
-    """At each look, and before the first step: a sheet of pictures, scores.json so far, the weights, a line."""
+    """At each look, and before the first step: a sheet of pictures, scores.json so far, the weights, a line.
 
-    def __init__(self, looker: Looker, first: dict[str, float], best: KeepBest, out: Path, say: Say):
-        self.looker, self.first, self.best, self.out, self.say = looker, first, best, out, say
+    each: told after every step how many are done, of how many.
+    """
+
+    def __init__(
+        self, looker: Looker, first: dict[str, float], best: KeepBest, out: Path, say: Say, each: Each
+    ):  # fmt: skip
+        self.looker, self.first, self.best, self.out, self.say, self.each = looker, first, best, out, say, each
         on_first(lambda: self._show(first))
 
     def after_step(self, run: Run) -> None:
+        self.each(run.step, run.steps)
         if run.scores and run.scores[-1]["step"] == run.step:
             on_first(lambda: self._look(run))
 
@@ -201,12 +208,19 @@ def verdict(rows: Sequence[dict[str, float]]) -> tuple[int, str, list[str]]:
 
 @torch.no_grad()
 def drawn(
-    model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], options: Options
+    model: TextToImage, prompts: Sequence[str], seeds: Sequence[int], options: Options, *, each: Each
 ) -> Float[Tensor, "n 3 h w"]:
-    """Pictures in [0, 1] on the CPU, each the same whatever is drawn beside it."""
+    """Pictures in [0, 1] on the CPU, each the same whatever is drawn beside it.  each: told how far they are."""
     return generate(
-        model, list(prompts), list(seeds), sampler=options.sampler, steps=options.sampler_steps, scale=options.scale
+        model, list(prompts), list(seeds), sampler=options.sampler, steps=options.sampler_steps, scale=options.scale,
+        each=lambda done, total, clean: each(done, total),
     )  # fmt: skip
+
+
+def batch_told(progress: Progress, stage: str, before: int, total: int) -> Each:
+    """What tells of a batch of DRAWN pictures, or of the rest, while it is drawn: `before` of `total` are there."""
+    count = min(DRAWN, total - before)
+    return lambda done, steps: progress(stage, before + count * done // steps, total)
 
 
 def save(objective: DreamBooth, out: Path) -> Path:

@@ -48,11 +48,11 @@ def page(
     )
     if result.failures:
         body.append(f"<p>Left out, as they cannot be read: {e('; '.join(name for name, _ in result.failures))}.</p>")
-    body += ["<h2>Losses</h2>", svg(_losses(result, history)), "<h2>What is drawn</h2>"]
-    body += [svg(_scores(result)), "<h2>Each look</h2>"]
+    body += ["<h2>Losses</h2>", svg(losses(result, history)), "<h2>What is drawn</h2>"]
+    body += [svg(likenesses(result)), "<h2>Each look</h2>"]
     rows = [{name: int(v) if name == "step" else v for name, v in row.items()} for row in result.scores]
-    losses, likes = ("step", "instance", "prior", "held out loss"), ("step", *list(MEANINGS)[3:], "balance")
-    body += [f"<p>{table([{k: row[k] for k in names if k in row} for row in rows])}</p>" for names in (losses, likes)]
+    lossy, likes = ("step", "instance", "prior", "held out loss"), ("step", *list(MEANINGS)[3:], "balance")
+    body += [f"<p>{table([{k: row[k] for k in names if k in row} for row in rows])}</p>" for names in (lossy, likes)]
     said = MEANINGS | {"held out loss": f"{MEANINGS['held out loss']} {result.held_out}"}
     meant = "; ".join(f"{name}: {text}" for name, text in said.items())
     real = result.real
@@ -72,21 +72,23 @@ def page(
     return document(title, body, style=STYLE)
 
 
-def _losses(result: Result, history: Sequence[Mapping[str, float]]) -> Figure:
+def losses(result: Result, history: Sequence[Mapping[str, float]]) -> Figure:
+    """Of the training, and at noise that never changes."""
     made, (left, right) = figure(2)
     for name in ("instance", "prior"):
         if history and name in history[0]:
             left.plot([row["step"] for row in history], [row[name] for row in history], label=name, lw=1)
     left.set(xlabel="step", ylabel="training loss", ylim=(0, None))
     left.legend()
-    right.plot(*_series(result, "held out loss"), "o-", color="k")
+    right.plot(*_series(result, "held out loss"), "o-", color="C2")
     right.set(xlabel="step", ylabel="held-out loss, fixed noise")
     for axis in (left, right):
         axis.axvline(result.step, color="#c3007a", lw=1)
     return made
 
 
-def _scores(result: Result) -> Figure:
+def likenesses(result: Result) -> Figure:
+    """What `diffusion.likeness` says at each look."""
     made, (left, right) = figure(2)
     left.plot(*_series(result, "fidelity"), "o-", label="subject fidelity")
     left.plot(*_series(result, "class kept"), "s-", label="class kept")

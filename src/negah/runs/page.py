@@ -16,6 +16,7 @@ from PIL import Image
 COLUMNS = 8  # of a table, after which a page gets too wide; all are in results.json
 
 STYLE = """
+html { background: #fff }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1, h2 { line-height: 1.2 } h2 { margin-top: 3rem } svg { max-width: 100%; height: auto }
 table { border-collapse: collapse; font-size: 14px } td, th { padding: .15rem .7rem; border-bottom: 1px solid #ddd }

@@ -105,7 +105,11 @@ def on_any_ground(axis: Any) -> None:
     axis.tick_params(colors=GREY)
     for spine in axis.spines.values():
         spine.set_color(GREY)
-    for text in (axis.xaxis.label, axis.yaxis.label, *(axis.get_legend().get_texts() if axis.get_legend() else ())):
+    texts = [axis.xaxis.label, axis.yaxis.label]
+    if legend := axis.get_legend():
+        legend.get_frame().set_visible(False)
+        texts += legend.get_texts()
+    for text in texts:
         text.set_color(GREY)
 
 
@@ -158,6 +162,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def lines(texts: Sequence[str]) -> str:
     """Short lines below something."""
     return "".join(f'<p class="note">{html.escape(text)}</p>' for text in texts)
+
+
+def scrolled(content: str, title: str) -> str:
+    """HTML that may be wider than a telephone, and is then moved sideways, by the keyboard as well."""
+    return f'<div class="scrolled" tabindex="0" role="region" aria-label="{html.escape(title)}">{content}</div>'
 
 
 def heading(text: str) -> str:

@@ -105,6 +105,11 @@ button[role=tab] { font-size: 15.5px !important; }
 .stars [class^=m] + text { fill: #1c2024; }
 .plot { max-width: 620px; padding: 6px 0; } .plot svg { width: 100%; height: auto; display: block; }
 .plot svg.graph { max-width: 400px; }
+.plot.wide { max-width: none; min-width: 560px; }
+.scrolled { overflow-x: auto; } .scrolled td { white-space: nowrap; }
+.results .lead { margin: 10px 0 14px; }
+.results details { border-top: 1px solid var(--border-color-primary); padding: 9px 0; }
+.results summary { cursor: pointer; font-weight: 600; } .results summary ~ p { margin: 6px 0; }
 .prose table.plain, table.plain { width: 100%; border: 0 !important; border-collapse: collapse; font-size: 14.5px;
   font-variant-numeric: tabular-nums; }
 .prose .plain thead, .prose .plain tbody, .prose .plain tr { border: 0 !important; }
