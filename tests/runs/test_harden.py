@@ -84,7 +84,7 @@ def test_a_hardened_detector_withstands_more_and_goes_where_detectors_go(folder,
     assert detector.info.name == "hard" and detector.info.threshold == result.threshold
     assert detector.info.area_ratio is None  # nobody has compared the areas of this one with true ones
     short = attacks.Options(eps=(EPS,), steps=5, sample=4, images=64)
-    found = attacks.attack(str(result.model), folder / "classes", tmp_path, replace(short, positive="b"))
+    found = attacks.attack(folder / "classes", tmp_path, str(result.model), replace(short, positive="b"))
     assert found.robustness.curve[0].robust > 0.8
     scored = probes.eval_probe(folder / "labels.csv", str(result.model), probes.Options())
     assert scored.threshold == result.threshold and scored.methods["attentive head"].auc.value > 0.95
