@@ -151,7 +151,7 @@ def test_a_lora_and_its_words_come_together(tmp_path):
 def test_what_the_page_asks_for_is_what_the_run_gets(scores, tmp_path, monkeypatch):
     result, _ = read_scores(scores)
 
-    def run(instance, model, out, options, *, progress, each):
+    def run(instance, out, model, options, *, progress, each):
         assert (options.class_word, options.token, options.prior_weight, options.lr) == ("red house", None, 0.0, 0.002)
         assert (options.steps, options.rank, options.every, options.sampler_steps) == (30, 8, 10, 5)
         assert out == tmp_path / "red-house-30" and Path(instance[0]).name == "thing.png"

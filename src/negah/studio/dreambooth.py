@@ -154,7 +154,8 @@ def shown(found: tuple[Result, str]) -> list[Any]:
     })  # fmt: skip
     text += f"<p>{html.escape(result.reason[:1].upper() + result.reason[1:])}.</p>{parts.failed(result.failures)}"
     button = gr.update(value=f"Draw a {taught.words}", visible=True)
-    return [taught, text, button, parts.framed(result.report, "Report of DreamBooth"), parts.files(out / name for name in FILES)]
+    report = parts.framed(result.report, "Report of DreamBooth")
+    return [taught, text, button, report, parts.files(out / name for name in FILES)]
 
 
 def comparing(work: Work) -> None:
