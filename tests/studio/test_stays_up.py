@@ -64,7 +64,7 @@ def test_a_stop_two_pages_at_once_and_a_page_that_is_closed(room, pages, town):
     def begin_what_takes_long() -> None:
         busy.panel.get_by_label("Pictures each").fill("8")
         busy.press("Imagine")
-        busy.panel.get_by_text("steps").first.wait_for()
+        busy.panel.locator(".told .step").filter(has_text="steps").first.wait_for()  # not the label Steps
 
     busy.panel.get_by_role("button", name="More").click()
     busy.number("Steps", "100")
