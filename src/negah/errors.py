@@ -34,7 +34,7 @@ class TrainingError(NegahError):
 
 def install(extra: str) -> str:
     """How to install an extra: the end of a message that something needs it."""
-    return f"pip install 'negah[{extra}]', or '.[{extra}]' in a clone"
+    return f"pip install '.[{extra}]' in the folder that negah was cloned into"
 
 
 def told(problem: Exception, *, report: str = "") -> tuple[int, str]:

@@ -5,6 +5,7 @@ import torch
 
 from negah.cli import show
 from negah.cli.main import main
+from negah.errors import install
 from negah.runs import doctor
 
 
@@ -39,8 +40,8 @@ def test_what_extras_lack_is_told_with_the_command(monkeypatch):
     monkeypatch.setattr(doctor, "_version", installed.get)
     found = doctor.checkup()
     assert found.extras == (
-        doctor.Extra("onnx", ("no-such-package",), "pip install 'negah[onnx]', or '.[onnx]' in a clone"),
-        doctor.Extra("small", (), "pip install 'negah[small]', or '.[small]' in a clone"),
+        doctor.Extra("onnx", ("no-such-package",), install("onnx")),
+        doctor.Extra("small", (), install("small")),
     )
     assert "torch is not installed: `pip install torch`" in found.problems
 

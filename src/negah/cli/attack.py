@@ -61,7 +61,7 @@ class Attack(show.Verb):
     out: Path
     """Folder for report.html, robustness.json and run.json."""
     weights: Annotated[Path | None, arg(metavar="FILE")] = None
-    """Of a timm/NAME."""
+    """Weights of a timm/NAME."""
     size: Annotated[int | None, arg(metavar="PX")] = None
     """Side that images are resized to for a FILE.py:FUNCTION (default: they are taken as they are)."""
     norm: Literal["Linf", "L2", "L1"] = "Linf"
@@ -73,7 +73,7 @@ class Attack(show.Verb):
     sample: Annotated[int | None, arg(metavar="N")] = None
     """Images that verdicts are taken on, which takes long (default: 64, and 32 of more than 64 px)."""
     steps: Annotated[int, arg(metavar="N")] = 50
-    """Of the longer attacks."""
+    """Steps of the longer attacks."""
     bf16: bool = False
     """Search in bfloat16, which a GPU does faster; what counts is computed in fp32."""
     positive: Annotated[str | None, arg(metavar="CLASS")] = None

@@ -28,7 +28,7 @@ class Audit(show.Verb):
         negah audit "mean(messages) + sigmoid(h)"
     """
 
-    function: Positional[str]
+    function: Annotated[Positional[str], arg(metavar="FUNCTION")]
     """FILE.py:function, or an expression."""
     dim: Annotated[int | None, arg(metavar="D")] = None
     """Width of the features (default: found by trying)."""

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from negah.cli import show
 
+NO_ROOM = ("all", "dev", "ray")  # extras that open no room: all of them, what developers use, and one kept for later
+
 
 @dataclass
 class Doctor(show.Verb):
@@ -51,9 +53,9 @@ class Doctor(show.Verb):
             header=("", "folder", "free"),
             title="Disk space",
         )
-        if found.extras:
+        if extras := [extra for extra in found.extras if extra.name not in NO_ROOM]:
             show.table(
-                [(e.name, ", ".join(e.missing) or "complete", e.add if e.missing else "") for e in found.extras],
+                [(e.name, ", ".join(e.missing) or "complete", e.add if e.missing else "") for e in extras],
                 header=("extra", "missing", "add it with"),
                 title="Extras",
             )

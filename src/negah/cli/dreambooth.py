@@ -49,7 +49,7 @@ class DreamBooth(show.Verb):
     method: Literal["lora", "full"] = "lora"
     """lora trains adapters of the attention, full all of the UNet."""
     rank: Annotated[int, arg(metavar="R")] = 4
-    """Of a LoRA."""
+    """Rank of a LoRA's adapters."""
     text_encoder: bool = False
     """Train the text encoder as well."""
     steps: Annotated[int, arg(metavar="N")] = 400

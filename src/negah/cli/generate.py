@@ -57,13 +57,13 @@ class Generate(show.Verb):
     label: Annotated[str | None, arg(metavar="CLASS")] = None
     """Class that the model's own noise-aware classifier pulls to."""
     label_scale: Annotated[float, arg(metavar="S")] = 1.0
-    """How much."""
+    """How much the classifier pulls to --label."""
     towards: Annotated[str | None, arg(metavar="WORDS")] = None
     """Words that --describer is to find in the picture: universal guidance, much slower."""
     towards_scale: Annotated[float, arg(metavar="S")] = 20.0
-    """How much."""
+    """How much the describer pulls to --towards."""
     describer: Annotated[str, arg(metavar="MODEL")] = DESCRIBER
-    """A CLIP or CoCa."""
+    """A CLIP or CoCa for --towards."""
     panels: Annotated[float, arg(metavar="S")] = 0.0
     """How much the bundled detector pulls to solar panels (negative: away from them), as --towards does."""
     size: Annotated[tuple[int, int] | None, arg(metavar="H W")] = None

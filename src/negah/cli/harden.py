@@ -14,7 +14,7 @@ from negah.progress import silent
 
 @dataclass(kw_only=True)
 class Harden(Split):
-    """Make a detector harder to fool, or train a classifier that is.
+    """Make a detector harder to fool, or train a classifier that is hard to fool.
 
     METHOD is one of fgsm, fast-at, n-fgsm (one step each, the cheapest), pgd and trades (ten steps). With --model a
     detector goes on learning from your labelled images, each changed as the method says, and is saved for `negah

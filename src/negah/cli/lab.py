@@ -53,7 +53,7 @@ class Lab(show.Verb):
             "graph",
         ]
     ]
-    """Which."""
+    """The question: which experiment."""
     out: Path
     """Folder for index.html, results.json and the plots."""
     data: Annotated[tuple[str, ...], arg(metavar="PATH...")] = ()

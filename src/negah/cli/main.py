@@ -66,8 +66,8 @@ VERBS: dict[str, type[show.Verb]] = {
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "in a browser": ("studio",),
-    "map solar panels": ("survey", "calibrate", "scene", "export"),
-    "learn from your pictures": ("pretrain", "probe train", "probe eval"),
+    "map solar panels": ("survey", "calibrate", "scene"),
+    "learn from your pictures": ("pretrain", "probe train", "probe eval", "export"),
     "put a model to the test": ("attack", "attack area", "harden", "audit"),
     "pictures and words": ("search", "caption", "generate", "dreambooth"),
     "understand": ("lab",),
