@@ -52,6 +52,12 @@ def test_axe_finds_nothing_serious_in_the_parts_of_imagine(page, room, axe, sche
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_all_rooms_are_as_wide_as_the_window_allows(page, room):
+    for name in ROOMS:
+        room(name)
+        assert page.evaluate("document.querySelector('.fillable').getBoundingClientRect().width") == 1240
+
+
 def test_a_telephone_does_not_scroll_sideways(page, room):
     for name in ROOMS:
         page.set_viewport_size({"width": 1280, "height": 900})  # where no tab hides behind another

@@ -86,4 +86,4 @@ def test_a_drawn_area_is_surveyed_alone(room, town, tmp_path):
     assert read_region(kept).geometry.bounds == pytest.approx((320012.6, 5399949.6, 320050.4, 5399987.4), abs=1)
     survey.panel.get_by_role("button", name="Label next").click()
     survey.press("Choose windows")
-    assert "whole windows" in survey.says("--aoi")
+    assert "whole windows" in survey.says("the area")

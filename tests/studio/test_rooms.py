@@ -49,7 +49,7 @@ def test_survey_says_what_is_missing(room, tmp_path):
     survey.says("drop a file")
     survey.drop(noise(tmp_path / "tile.png", 104))
     survey.press("Survey")
-    assert "--gsd" in survey.says("tile.png")
+    assert 'with "Metres per pixel" 0.3' in survey.says("tile.png")
     survey.panel.get_by_label("Metres per pixel").fill("0.3")
     survey.press("Survey")
     survey.panel.locator("dl.totals").wait_for()

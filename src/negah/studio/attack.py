@@ -61,7 +61,9 @@ def room(work: Work) -> None:
             )  # fmt: skip
             with gr.Accordion("More", open=False):
                 steps = gr.Slider(1, 100, step=1, value=20, label="Steps")
-                gsd = gr.Textbox(label="Metres per pixel", info="Of pictures that do not say.", placeholder=str(GSD_M))
+                gsd = gr.Textbox(
+                    label="Metres per pixel", info="Of pictures that do not say.", placeholder=f"such as {GSD_M}"
+                )
                 model = gr.File(
                     label="Detector of your own, instead of the bundled one", file_types=[".safetensors"], height=132
                 )

@@ -85,7 +85,7 @@ def teaching(work: Work, taught: Any) -> Any:
                 )
             steps = gr.Slider(1, 1000, step=1, value=400, label="Steps of learning")
             with gr.Accordion("More", open=False):
-                lr = gr.Textbox(label="Learning rate", placeholder="0.0001")
+                lr = gr.Textbox(label="Learning rate", placeholder="such as 0.0001")
                 rank = gr.Slider(1, 32, step=1, value=4, label="Rank of the LoRA")
                 every = gr.Slider(1, 500, step=1, value=100, label="Steps between two looks")
                 prior = gr.Slider(

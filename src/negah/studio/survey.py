@@ -45,7 +45,9 @@ def room(work: Work) -> None:
             files = gr.File(label="Pictures", file_count="multiple", file_types=[*parts.TYPES, *BESIDE], height=150)
             example = gr.Button("Draw a town as an example", size="sm")
             gsd = gr.Textbox(
-                label="Metres per pixel", info="Of pictures that do not say, such as PNG and JPEG.", placeholder="0.3"
+                label="Metres per pixel",
+                info="Of pictures that do not say, such as PNG and JPEG.",
+                placeholder="such as 0.3",
             )
             threshold = gr.Slider(
                 0.05, 0.95, step=0.01, value=round(detector_of(parts.DETECTOR).info.threshold, 2), label="Threshold",

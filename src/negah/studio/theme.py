@@ -45,7 +45,8 @@ DARK = {
 CSS = """
 :root { --color-accent: #8f5600; }
 .dark { --color-accent: #f2b544; }
-.gradio-container { max-width: min(1240px, 100vw) !important; margin: 0 auto !important; overflow-x: clip !important; }
+.gradio-container { width: 100% !important; max-width: min(1240px, 100vw) !important; overflow-x: clip !important;
+  margin: 0 auto !important; }
 .gradio-container .fillable { padding: 0 22px 40px !important; max-width: min(1240px, 100vw) !important; }
 .gradio-container .fillable { box-sizing: border-box; }
 .gradio-container .fillable > .wrap { padding: 0 !important; }

@@ -29,6 +29,11 @@ Owner = tuple[str, str]
 UPLOADED = "in"  # of a job's folder: what it was given
 PAUSE = 0.15  # seconds between two looks at a job
 LEAVE = 10  # seconds that running jobs are waited for at the end
+FIELDS = {
+    "--gsd": '"Metres per pixel"', "--threshold": '"Threshold"', "--calibration": '"Calibration"', "--aoi": "the area",
+    "--labels": '"Labels"', "--label-next": '"Label next"', "--parcels": '"Parcels"', "--also": '"Also look for"',
+}  # fmt: skip
+"""What the command line calls an option, as the page calls it."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,8 @@ class Work:
         return self.named(line)
 
     def named(self, text: str) -> str:
-        """Text on one line, with the studio's own folders left out of the paths in it."""
+        """Text on one line: without the studio's own folders in its paths, options called as the page calls them."""
+        text = re.sub(r"--[a-z-]+", lambda flag: FIELDS.get(flag[0], flag[0]), text)
         text = re.sub(r"(?:[^\s\"']*/)?(?:[a-z]+-\d+/in|uploads/[0-9a-f]+)/", "", " ".join(text.split()))
         return text.replace(f"{self.home.absolute()}/", "")
 
