@@ -113,7 +113,9 @@ def test_a_misspelt_verb_is_answered_with_the_nearest(words, hint, capsys):
         (["survey", "town.tif", "--bogus"], "Unrecognized options: --bogus"),
         (["survey", "town.tif", "--gsd", "abc"], "Error parsing --gsd: could not convert string to float: 'abc'"),
         (["survey", "town.tif", "--out"], "Missing value for argument '--out'"),
-        (["survey", "--precision", "fp64"], "invalid choice 'fp64' for argument '--precision'"),
+        (["survey", "town.tif", "--ouy", "map"], "Unrecognized options: --ouy, map; did you mean --out?"),
+        (["survey", "--precision", "fp64"], "--precision fp64: give one of auto, fp32, bf16"),
+        (["lab", "colapse"], "name colapse: did you mean collapse? give one of collapse, dino-byol,"),
         (["scene"], "Missing from negah scene: PATH"),
     ],
 )

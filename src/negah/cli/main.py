@@ -9,10 +9,12 @@ under a second.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import io
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -158,7 +160,8 @@ def parse(name: str, args: Sequence[str]) -> show.Verb:
             about = wrapped(inspect.getdoc(VERBS[name]) or "", min(100, shutil.get_terminal_size().columns))
             print(f"{usage}\n\n{about}\n\n{options}", end="")
             raise
-    raise NegahError(f"{complaint(said.getvalue())}; see `negah {name} --help`")
+    options = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(VERBS[name])]
+    raise NegahError(f"{hinted(complaint(said.getvalue()), options)}; see `negah {name} --help`")
 
 
 def wrapped(text: str, width: int) -> str:
@@ -184,6 +187,19 @@ def complaint(box: str) -> str:
     if reasons:
         return f"{before.partition(':')[0]}: {reasons[-1].partition('>: ')[2]}"
     return text.rstrip(".")
+
+
+def hinted(text: str, options: Sequence[str]) -> str:
+    """What tyro says of an unknown option or value, with the nearest known one."""
+    if unknown := re.match(r"Unrecognized options: (--[\w-]+)", text):
+        near = difflib.get_close_matches(unknown[1], options, n=1)
+        return f"{text}; did you mean {near[0]}?" if near else text
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
+        value, option, known = choice[1], choice[2], re.findall(r"'([^']*)'", choice[3])
+        near = difflib.get_close_matches(value, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{option} {value}: {meant}give one of {', '.join(known)}"
+    return text
 
 
 def print_help(under: str = "") -> int:
