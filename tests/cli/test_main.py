@@ -195,3 +195,18 @@ def test_numbers_are_set_right_and_long_cells_are_kept_whole(capsys):
     head, _, first, second = capsys.readouterr().out.rstrip().splitlines()
     assert len(first) == len(second) == len(head) == 150 + 3 + 5
     assert first.endswith("    5") and second.endswith(" 1200")
+
+
+def test_long_work_tells_how_far_it_is_where_there_is_no_terminal(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(show.time, "monotonic", lambda: clock[0])
+    for quiet in (False, True):
+        with show.Bars(quiet=quiet) as bars:
+            for done in range(5):
+                bars("windows", done, 4)
+                clock[0] += 12
+    with show.progress(quiet=False) as bar:
+        advance = show.stages(bar, quiet=False)
+        clock[0] += 40
+        advance("map", 0, 0)
+    assert capsys.readouterr().err.splitlines() == ["windows: 3 of 4", "map"]

@@ -63,7 +63,7 @@ class Calibrate(show.Verb):
             result = calibrate(
                 self.masks, self.out, detector, region=self.region, gsd_m=self.gsd, threshold=self.threshold,
                 zoom=self.zoom, from_masks=self.evidence == "masks", distance_m=self.distance, seed=self.seed,
-                given=given, progress=show.stages(bar),
+                given=given, progress=show.stages(bar, quiet=self.json),
             )  # fmt: skip
         if self.json:
             show.as_json(result)

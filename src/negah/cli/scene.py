@@ -35,7 +35,8 @@ class Scene(show.Verb):
 
         with show.progress(quiet=self.json) as bar:
             truth = draw(
-                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed, progress=show.stages(bar)
+                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed,
+                progress=show.stages(bar, quiet=self.json),
             )  # fmt: skip
         if self.json:
             show.as_json(truth)

@@ -21,7 +21,7 @@ class Search(show.Verb):
 
     Example:
         negah search "a harbor with boats" "a swimming pool" --images tiles/
-        negah search "houses with solar panels" --images tiles/ --model openai-clip/
+        negah search "houses with solar panels" --images tiles/
         negah search like-this.jpg --images tiles/ --model openai-clip/ --index tiles.index.safetensors
     """
 

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from tyro.conf import UseAppendAction, arg
 from negah.progress import Progress
 
 FAILURES = 10  # that are told one by one
+LOG_S = 30.0  # between two lines that tell how far a run is
 
 
 class Paper(Console):
@@ -106,11 +108,26 @@ def progress(*, quiet: bool = False) -> Bar:
     return Bar(*columns, console=console, disable=quiet or not console.is_terminal)
 
 
-def stages(bar: Bar) -> Progress:
+class Log:
+    """Where stderr is no terminal, and a run takes long: how far it is, a line every LOG_S seconds."""
+
+    def __init__(self, *, quiet: bool):
+        self.quiet = quiet or stderr().is_terminal
+        self.last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if not self.quiet and time.monotonic() - self.last >= LOG_S:
+            self.last = time.monotonic()
+            stderr().print(f"{stage}: {done:,} of {total:,}" if total else stage)
+
+
+def stages(bar: Bar, *, quiet: bool) -> Progress:
     """The progress of a run: each stage becomes a line of the bar when it begins."""
     tasks: dict[str, TaskID] = {}
+    log = Log(quiet=quiet)
 
     def advance(stage: str, done: int, total: int) -> None:
+        log(stage, done, total)
         if stage not in tasks:
             tasks[stage] = bar.add_task(stage, total=total)
             bar.reset(tasks[stage], total=total, completed=done)  # continued: the rate is that of this run
@@ -126,7 +143,7 @@ class Bars:
     """
 
     def __init__(self, *, quiet: bool):
-        self.quiet = quiet
+        self.quiet, self.log = quiet, Log(quiet=quiet)
         self.stage, self.bar = "", None
 
     def __enter__(self) -> "Bars":
@@ -137,6 +154,7 @@ class Bars:
             self.bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        self.log(stage, done, total)
         if stage != self.stage:
             self.stage, self.bar = stage, progress(quiet=self.quiet)
             self.task = self.bar.add_task(stage, total=total)

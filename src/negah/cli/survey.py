@@ -95,7 +95,9 @@ class Survey(show.Verb):
         )  # fmt: skip
         with show.progress(quiet=self.json) as bar:
             given = {"model": self.model} if self.head is None else {"backbone": self.backbone, "head": self.head}
-            summary = survey(self.paths, out, [detector], options, given=given, progress=show.stages(bar))
+            summary = survey(
+                self.paths, out, [detector], options, given=given, progress=show.stages(bar, quiet=self.json)
+            )
         if self.json:
             show.as_json(summary_dict(summary))
         else:
