@@ -341,6 +341,17 @@ def test_a_method_is_shown_in_its_own_words(hooks):
     assert "arXiv:2002.05709" in page and "\n    loss = mean_i" in page and "<!--" not in page
 
 
+FILLED = ("<!-- docstring: ", "<!-- commands -->", "<!-- model cards -->", "<!-- benchmarks -->", "\n::: negah.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_that_the_site_fills_says_where_else_it_can_be_read(hooks, page):
+    text = page.read_text(encoding="utf-8")
+    said = "<!-- not on the site -->\n" in text
+    assert said or not any(marker in text for marker in FILLED)
+    assert "not on the site" not in hooks.on_page_markdown(text)
+
+
 # The rooms as one library
 
 
