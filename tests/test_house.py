@@ -14,10 +14,16 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from negah.cli.main import VERBS, find_verb, parse
+from negah.cli.pretrain import Pretrain
+from negah.cli.show import Verb
+from negah.errors import NegahError
+from negah.runs import pairs, recipes
+from negah.runs.imagine import pretrain as diffusion
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "negah"
@@ -205,16 +211,57 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def printed(page: Path) -> dict[str, list[str]]:
+    """The commands of a page's bash blocks that begin with negah, and the words after it."""
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    words = {line: shlex.split(line, comments=True) for line in lines}
+    return {line: rest for line, (first, *rest) in ((line, said or [""]) for line, said in words.items())
+            if first == "negah" and rest != ["--help"]}  # fmt: skip
+
+
+def complete(verb: Verb) -> None:
+    """Raises NegahError for what the verb itself would refuse before it reads anything."""
+    if isinstance(verb, Pretrain):
+        words = verb.method in get_args(pairs.Method)
+        drawn = verb.method == "diffusion"
+        verb.options(diffusion.Options if drawn else pairs.Options if words else recipes.Options).check()
+        if not drawn:
+            verb.named()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_printed_commands_are_understood(page, capsys):
-    for line in "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        if words[:1] == ["negah"] and words[1:] != ["--help"]:
-            try:
-                verb, rest = find_verb(words[1:])
-                parse(verb, rest)
-            except SystemExit:
-                pytest.fail(f"{line}\n{capsys.readouterr().err}")
+def test_printed_commands_are_understood_and_complete(page, capsys):
+    for line, words in printed(page).items():
+        try:
+            complete(parse(*find_verb(words)))
+        except (NegahError, SystemExit) as error:
+            pytest.fail(f"{line}\n{error}\n{capsys.readouterr().err}")
+
+
+MADE = {"clip": "model.safetensors", "coca": "model.safetensors", "simvlm": "model.safetensors", "diffusion": "model"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_printed_commands_name_files_that_those_before_them_write(page):
+    made = {
+        str(verb.out): MADE.get(verb.method, "backbone.safetensors")
+        for words in printed(page).values()
+        if isinstance(verb := parse(*find_verb(words)), Pretrain)
+    }
+    for line, words in printed(page).items():
+        for word in words[2:]:
+            folder, slash, name = word.partition("/")
+            assert not slash or folder not in made or name == made[folder], f"{line}: {folder}/ holds {made[folder]}"
+
+
+def test_a_command_that_lacks_an_option_or_has_a_wrong_one_is_told():
+    for words, why in (
+        (["clip", "--data", "captions.csv", "--out", "clip"], "--backbone is missing"),
+        (["byol", "--data", "tiles/", "--backbone", "resnet18"], "--out"),
+        (["coca", "--data", "captions.csv", "--backbone", "vit-micro/8", "--out", "coca", "--queue", "8"], "--queue"),
+    ):
+        with pytest.raises(NegahError, match=why):
+            complete(parse("pretrain", words))
 
 
 def test_the_builder_tutorial_runs(tmp_path, monkeypatch):
@@ -292,6 +339,17 @@ def test_a_figure_is_written_from_its_source(hooks, tmp_path):
 def test_a_method_is_shown_in_its_own_words(hooks):
     page = hooks.on_page_markdown("# SimCLR\n\n<!-- docstring: negah.ssl.simclr -->\n")
     assert "arXiv:2002.05709" in page and "\n    loss = mean_i" in page and "<!--" not in page
+
+
+FILLED = ("<!-- docstring: ", "<!-- commands -->", "<!-- model cards -->", "<!-- benchmarks -->", "\n::: negah.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_page_that_the_site_fills_says_where_else_it_can_be_read(hooks, page):
+    text = page.read_text(encoding="utf-8")
+    said = "<!-- not on the site -->\n" in text
+    assert said or not any(marker in text for marker in FILLED)
+    assert "not on the site" not in hooks.on_page_markdown(text)
 
 
 # The rooms as one library

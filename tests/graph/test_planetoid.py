@@ -96,8 +96,10 @@ def test_damage_is_said(tmp_path, changes, message):
 
 
 def test_absent_files_are_said(tmp_path):
-    with pytest.raises(InputError, match=r"it has neither ind.NAME.\* files nor an npz"):
+    with pytest.raises(InputError, match=r"has neither ind.NAME.\* files nor an npz"):
         read_planetoid(tmp_path)
+    with pytest.raises(InputError, match="cora is not there: give a folder"):
+        read_planetoid(tmp_path / "cora")
     published(tmp_path)
     (tmp_path / "ind.tiny.tx").unlink()
     with pytest.raises(InputError, match="lacks ind.tiny.tx"):

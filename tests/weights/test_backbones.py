@@ -76,7 +76,8 @@ def test_a_fresh_transformer_has_positions_for_its_size():
 def test_an_unknown_name_is_told_what_is_known(name):
     message = error(lambda: backbone(name))
     assert f"there is no backbone {name}: known are vit-micro" in message
-    assert all(word in message for word in ("vit-tiny/8", "resnet18-cifar", "timm/NAME", *weights.bundled()))
+    assert all(word in message for word in ("vit-tiny/8", "resnet18-cifar", "timm/NAME", "negah/aerial-tiny"))
+    assert not any(other in message for other in ("refine-neighbours", "describe-tiny"))
 
 
 def test_whatever_load_reads_is_a_start(tmp_path):

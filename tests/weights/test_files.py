@@ -167,15 +167,48 @@ def test_offline_without_a_cache_says_so_at_once(cache):
 
 
 def test_hub_is_asked_once_when_it_is_out_of_reach(monkeypatch):
-    online = []
+    asked, online = [], []
 
-    def unreachable(repository, name, *, revision, local_files_only):
+    def unreachable(url, timeout):
+        asked.append(url)
+        raise ConnectionError("no network")
+
+    def download(repository, name, *, revision, local_files_only):
         online.extend([] if local_files_only else [name])
         raise LocalEntryNotFoundError("out of reach")
 
-    monkeypatch.setattr(files, "hf_hub_download", unreachable)
+    monkeypatch.setattr(files, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(files, "hf_hub_download", download)
     assert "out of reach" in error("someone/model")
-    assert len(online) == 1, "each try waits for time-outs"
+    assert len(asked) == 1 and not online, "each download tries for half a minute"
+
+
+def test_a_hub_that_goes_away_is_not_asked_again(monkeypatch):
+    online = []
+
+    def download(repository, name, *, revision, local_files_only):
+        online.extend([] if local_files_only else [name])
+        raise LocalEntryNotFoundError("out of reach")
+
+    monkeypatch.setattr(files, "reached", lambda *_: True)
+    monkeypatch.setattr(files, "hf_hub_download", download)
+    assert "out of reach" in error("someone/model")
+    assert len(online) == 1
+
+
+def test_a_mistyped_path_into_a_folder_that_is_there_asks_no_hub(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(files, "fetch", lambda *_: pytest.fail("the hub was asked"))
+    (tmp_path / "run").mkdir()
+    assert error("run/model").startswith("no weights at run/model: run/ holds no model")
+    (tmp_path / "run" / "model.safetensors").touch()
+    folder.rename(tmp_path / "run" / "small")
+    held = "run/ holds run/model.safetensors, run/small"
+    assert error("run/model") == f"no weights at run/model: {held} (for run/model of the hub: run/model@main)"
+    assert error("run/modle.safetensors") == f"no file at run/modle.safetensors: {held}"
+    assert error("none/modle.safetensors") == "no file at none/modle.safetensors: check the path"
+    with pytest.raises(pytest.fail.Exception, match="the hub was asked"):
+        weights.load("run/model@main")
 
 
 def test_only_the_needed_files_are_fetched(folder, monkeypatch):
@@ -187,6 +220,7 @@ def test_only_the_needed_files_are_fetched(folder, monkeypatch):
             raise RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)
         return str(folder / name)
 
+    monkeypatch.setattr(files, "reached", lambda *_: True)
     monkeypatch.setattr(files, "hf_hub_download", download)
     weights.load("someone/model", revision="v1")
     assert {name for _, name, _ in asked} == {"config.json", "preprocessor_config.json", "model.safetensors"}
@@ -205,6 +239,7 @@ def test_files_beside_a_checkpoint_are_found_in_folders_and_fetched_from_the_hub
             raise LocalEntryNotFoundError("no network")
         return str(tmp_path / "cache" / name)
 
+    monkeypatch.setattr(files, "reached", lambda *_: True)
     monkeypatch.setattr(files, "hf_hub_download", download)
     names = ("tokenizer.json", "vocab.json")
     assert files.folder_of("owner/clip@v2", names) == tmp_path / "cache"
@@ -213,3 +248,7 @@ def test_files_beside_a_checkpoint_are_found_in_folders_and_fetched_from_the_hub
     (tmp_path / "vocab.json").write_text("{}")
     assert files.folder_of(str(tmp_path), names) == tmp_path
     assert files.folder_of(str(tmp_path / "vocab.json"), names) is None, "a file of weights has no folder of its own"
+    asked.clear()
+    monkeypatch.setattr(files, "reached", lambda *_: False)
+    assert files.folder_of("owner/clip@v2", names) == tmp_path / "cache"
+    assert all(cached for *_, cached in asked), "the hub is not asked again where it is out of reach"

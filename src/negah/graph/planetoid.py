@@ -54,13 +54,17 @@ def read_planetoid(path: Path | str, name: str | None = None) -> NodeData:
     path = Path(path)
     if path.is_file():
         return _from_npz(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is not there: give a folder of ind.NAME.* files, or an npz")
     named = sorted({file.name.split(".")[1] for file in path.glob("ind.*.graph")})
     found = dict.fromkeys(named, path) | {file.stem: file for file in sorted(path.glob("*.npz"))}
     if name is None and len(found) == 1:
         (name,) = found
     if name not in found:
-        have = f"it has {', '.join(found)}" if found else "it has neither ind.NAME.* files nor an npz"
-        raise InputError(f"{path}: no graph {name or 'chosen'} in this folder: {have}")
+        if not found:
+            raise InputError(f"{path} has neither ind.NAME.* files nor an npz")
+        asked = f"no graph {name} in this folder" if name else "several graphs in this folder, say which"
+        raise InputError(f"{path}: {asked}: it has {', '.join(found)}")
     return _from_npz(found[name]) if found[name].is_file() else _from_pickles(path, name)
 
 

@@ -271,10 +271,12 @@ def save_picture(image: Float[Tensor, "3 h w"], path: Path, about: dict[str, Any
 
 
 def made_with(path: Path) -> dict[str, Any]:
-    """What `save_picture` wrote down.  Raises InputError for a file that has no such text."""
+    """What `save_picture` wrote down.  Raises InputError for a file that is not there or has no such text."""
     try:
         with Image.open(path) as picture:
             picture.load()
             return json.loads(getattr(picture, "text", {})[KEY])
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is not there: give a PNG of `negah generate`") from error
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"{path} does not tell how it was made: it is no PNG of `negah generate`") from error

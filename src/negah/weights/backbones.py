@@ -23,7 +23,7 @@ from negah.errors import InputError, WeightsError
 from negah.nn.backbone import Backbone, ConvBackbone, TimmBackbone, ViTBackbone
 from negah.nn.resnet import ResNet
 from negah.nn.vit import ViT
-from negah.weights.files import HUB_NAME, Checkpoint, bundled, read
+from negah.weights.files import HUB_NAME, Checkpoint, bundled_backbones, read
 from negah.weights.load import vit_of
 from negah.weights.save import save, write_tensors
 
@@ -117,7 +117,7 @@ def _unknown(name: str) -> str:
     vits = ", ".join(f"vit-{size}" for size in VITS)
     return (
         f"there is no backbone {name}: known are {vits} (each also with its patch, as in vit-tiny/8), "
-        f"{', '.join(RESNETS)}, timm/NAME, {', '.join(bundled())}, files, and Hugging Face names like "
+        f"{', '.join(RESNETS)}, timm/NAME, {', '.join(bundled_backbones())}, files, and Hugging Face names like "
         "facebook/dinov2-small"
     )
 

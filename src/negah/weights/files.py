@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 
@@ -31,6 +31,7 @@ WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
 OPEN_CLIP = "open_clip_config.json"  # beside open_clip's weights
 
@@ -48,6 +49,7 @@ PINNED = {
 }
 
 
+REACH_S = 10  # seconds in which the hub is to answer
 HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?")  # owner/name@revision
 
 
@@ -80,13 +82,16 @@ def read(name_or_path: str | Path, *, revision: str | None = None, known: str = 
         file, config, origin = path, {}, text
     elif isinstance(name_or_path, str) and (match := HUB_NAME.fullmatch(text)):
         repository, at = match[1], revision or match[2] or PINNED.get(match[1])
-        if Path(repository).suffix in (".safetensors", ".pth", ".pt", ".bin"):
-            raise WeightsError(f"no file at {text}: check the path")
+        folder = Path(repository).parent
+        if Path(repository).suffix in SUFFIXES:
+            raise WeightsError(f"no file at {text}: {held_by(folder) if folder.is_dir() else 'check the path'}")
+        if at is None and folder.is_dir():
+            raise WeightsError(f"no weights at {text}: {held_by(folder)} (for {text} of the hub: {text}@main)")
         file, config = fetch(repository, at)
         return collect(file, config, f"{repository}@{at or 'main'}")
     else:
         known = known or (
-            f"a bundled name ({', '.join(bundled()) or 'none in this install'}), or a Hugging Face name like "
+            f"a bundled name ({', '.join(bundled_backbones()) or 'none in this install'}), or a Hugging Face name like "
             "facebook/dinov2-small"
         )
         raise WeightsError(f"no weights at {text}: give a file, a folder with model.safetensors, {known}")
@@ -98,6 +103,17 @@ def read(name_or_path: str | Path, *, revision: str | None = None, known: str = 
 def bundled() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(f"negah/{path.stem}" for path in BUNDLED.glob("*.safetensors"))
+
+
+def bundled_backbones() -> list[str]:
+    """Those of them that hold a backbone, and not what refines a survey or knows words."""
+    return [name for name in bundled() if "backbone" in _described(bundled_path(name))]
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What negah wrote into the metadata of a safetensors file, without its tensors."""
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("negah", "{}"))
 
 
 def bundled_path(name: str) -> Path:
@@ -115,6 +131,13 @@ def file_in(folder: Path) -> Path:
     raise WeightsError(f"folder {folder} has no {' or '.join(WEIGHT_FILES)}: give the file itself")
 
 
+def held_by(folder: Path) -> str:
+    """Which models lie in a folder: files of weights, and folders with a config."""
+    paths = sorted(folder.iterdir())
+    found = [str(path) for path in paths if path.suffix in SUFFIXES or (path / "config.json").is_file()]
+    return f"{folder}/ holds {', '.join(found) or 'no model'}"
+
+
 def config_in(folder: Path) -> dict[str, Any]:
     """CONFIG_FILES and OPEN_CLIP of a folder, merged; {} without any."""
     return merged([folder / name for name in (*CONFIG_FILES, OPEN_CLIP) if (folder / name).is_file()])
@@ -127,16 +150,28 @@ def folder_of(name_or_path: str, files: Sequence[str]) -> Path | None:
         return path if any((path / name).is_file() for name in files) else None
     if path.exists() or not (match := HUB_NAME.fullmatch(name_or_path)) or name_or_path in bundled():
         return None
-    found = []
+    found, at = [], match[2] or PINNED.get(match[1])
+    # Without a network, what was fetched before.
+    ways = (False, True) if reached(match[1], files[0], at) else (True,)
     for name in files:
-        for cached in (False, True):  # without a network, what was fetched before
+        for cached in ways:
             try:
-                at = match[2] or PINNED.get(match[1])
                 found.append(Path(hf_hub_download(match[1], name, revision=at, local_files_only=cached)))
                 break
             except (EntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError, ValueError):
                 continue
     return found[0].parent if found else None
+
+
+def reached(repository: str, name: str, revision: str | None) -> bool:
+    """Whether the hub answers, whatever it says of this file: asked once, where a download tries for half a minute."""
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=REACH_S)
+    except HfHubHTTPError:
+        pass
+    except Exception:  # of the network, of HF_HUB_OFFLINE: httpx and the hub have trees of their own
+        return False
+    return True
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
@@ -145,16 +180,18 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     Only the files that are needed are fetched. `HF_HOME`, `HF_HUB_OFFLINE` and the user's token are respected.
     """
 
-    within_reach = True
+    within_reach: bool | None = None  # not asked yet: what is in the cache may not need it
 
     def get(name: str) -> Path | None:
         """None: not in the repository, or neither in the cache nor within reach."""
         nonlocal within_reach
+        if within_reach is None and not isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
+            within_reach = reached(repository, name, revision)
         try:
             # After one failure to reach the hub only the cache is asked: each further try would wait as long again.
-            return Path(hf_hub_download(repository, name, revision=revision, local_files_only=not within_reach))
+            return Path(hf_hub_download(repository, name, revision=revision, local_files_only=within_reach is False))
         except LocalEntryNotFoundError:
-            if within_reach:
+            if within_reach is not False:
                 within_reach = False
                 return get(name)
         except EntryNotFoundError:
@@ -174,7 +211,7 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     if file is not None and file.name.startswith("open_clip") and (path := get(OPEN_CLIP)):
         config |= merged([path])
     missing = [] if file is None else [s for s in shards_in(file) if get(s) is None]
-    if (file is None or missing) and not within_reach:
+    if (file is None or missing) and within_reach is False:
         raise WeightsError(
             f"cannot fetch {repository} at {at}: it is not in the local cache and the Hugging Face hub is out of reach "
             "(no network, or HF_HUB_OFFLINE is set); where there is a network, "
