@@ -12,8 +12,8 @@ A benchmark without a file reads "not measured yet"; a path that is not in its f
 
 `python docs/hooks.py README.md` writes the figures into a file (`make results`), and tests/test_house.py fails while a
 written figure differs from its source.  mkdocs calls the `on_...` functions; pages of the site may also hold
-`<!-- model cards -->`, `<!-- benchmarks -->`, `<!-- commands -->` and `<!-- docstring: negah.ssl.simclr -->`.  Lines that
-end with `<!-- not on the site -->` are for readers of the repository, who see none of these.
+`<!-- model cards -->`, `<!-- benchmarks -->`, `<!-- commands -->` and `<!-- docstring: negah.ssl.simclr -->`.  Lines
+that end with `<!-- not on the site -->` are for readers of the repository, who see none of these.
 """
 
 import ast
@@ -33,7 +33,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 CARDS = REPOSITORY / "src" / "negah" / "weights" / "bundled"
 NOT_MEASURED = "not measured yet"
 SPEC = re.compile(r"(\S+) ((?:\[[^\]]*\]|\S)+)(?: (\S+))?")  # values in brackets may hold spaces
-NOT_ON_THE_SITE = re.compile(r"^.*<!-- not on the site -->\n+", re.MULTILINE)  # says where to read what is missing
+NOT_ON_THE_SITE = re.compile(r"^.*<!-- not on the site -->\n+", re.MULTILINE)
 DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
 MARKER = re.compile(r"<!-- result: (?P<spec>[^\n]+?) -->(?P<text>.*?)<!-- /result -->", re.DOTALL)
 
