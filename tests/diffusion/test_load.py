@@ -566,3 +566,11 @@ def test_a_folder_that_cannot_be_written_is_said_and_what_was_there_stays(pipeli
     with pytest.raises(NegahError, match="cannot write"):
         load(pipeline).save(tmp_path / "file" / "model")
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_mistyped_path_beside_models_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "model_index.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"no model at mine/modle: mine/ holds mine/model \(for"):
+        load("mine/modle")

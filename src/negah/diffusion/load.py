@@ -20,7 +20,7 @@ from negah.diffusion.lora import check_values, merge
 from negah.diffusion.model import PARTS, TextToImage, hush
 from negah.diffusion.schedule import Schedule
 from negah.errors import WeightsError
-from negah.weights.files import BUNDLED, HUB_NAME, folder_of, one_line, read_file, read_json
+from negah.weights.files import BUNDLED, HUB_NAME, folder_of, held_by, one_line, read_file, read_json
 
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"  # of Stable Diffusion 1.x; single files do not hold one
 WEIGHTS = (
@@ -81,6 +81,8 @@ def found(name_or_path: str | Path) -> Path:
             raise WeightsError(f"{text} is not in this install: negah/imagine-tiny is")
         return BUNDLED / text.removeprefix("negah/")
     if (match := HUB_NAME.fullmatch(text)) and path.suffix not in (".safetensors", ".ckpt", ".pt"):
+        if match[2] is None and path.parent.is_dir():  # a path that was mistyped
+            raise WeightsError(f"no model at {text}: {held_by(path.parent)} (for {text} of the hub: {text}@main)")
         return _fetched(match[1], match[2])
     raise WeightsError(f"no model at {text}: give a folder as diffusers writes it, a file, or negah/imagine-tiny")
 

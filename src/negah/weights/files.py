@@ -132,9 +132,10 @@ def file_in(folder: Path) -> Path:
 
 
 def held_by(folder: Path) -> str:
-    """Which models lie in a folder: files of weights, and folders with a config."""
+    """Which models lie in a folder: files of weights, and folders with a config or pipeline."""
     paths = sorted(folder.iterdir())
-    found = [str(path) for path in paths if path.suffix in SUFFIXES or (path / "config.json").is_file()]
+    configs = ("config.json", "model_index.json")
+    found = [str(p) for p in paths if p.suffix in SUFFIXES or any((p / name).is_file() for name in configs)]
     return f"{folder}/ holds {', '.join(found) or 'no model'}"
 
 
