@@ -109,12 +109,12 @@ def test_windows_with_panels_are_drawn_first_and_others_only_to_fill_up(given, t
     held = moved.before > 0
     assert len(held) == 12 and 0 < held.sum() < 12
     draws = []
-    for seed in (0, 0, 1):
-        (some,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=3, seed=seed, found_by=measure)
+    for seed in (0, 0, 1, 2, 3):
+        (some,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=2, seed=seed, found_by=measure)
         at = [int((every.pixels == one).flatten(1).all(1).nonzero()[0, 0]) for one in some.pixels]
         assert held[at].all() and at == sorted(at)
         draws.append(at)
-    assert draws[0] == draws[1] != draws[2]
+    assert draws[0] == draws[1] and len(set(map(tuple, draws))) > 1
     (most,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=int(held.sum()) + 2, found_by=measure)
     (moved,) = attack_area(detector, most, measure, eps=(1 / 255,), steps=1, draws=1)
     assert (moved.before > 0).sum() == held.sum() and len(moved.before) == held.sum() + 2

@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -174,10 +175,16 @@ def test_the_new_part_of_a_window_is_its_end():
 
 
 def test_a_total_from_labels_is_not_said_to_rest_on_factors_too(town, tmp_path):
-    drawn = run(town, tmp_path / "out", label_next=30)
+    detector = Detector.random(window_px=SIDE)
+    detector.info = replace(detector.info, area_ratio=(0.5, 2.0))
+
+    def done(**options) -> Summary:
+        return survey([str(town)], tmp_path / "out", [detector], Options(precision="fp32", **options))
+
+    drawn = done(label_next=30)
     assert drawn.label_next == tmp_path / "out" / LABELS and any("total's range" in note for note in drawn.notes)
     fill(tmp_path / "out" / LABELS, lambda row: float(row["area_m2"]))
-    summary = run(town, tmp_path / "out", labels=tmp_path / "out" / LABELS)
+    summary = done(labels=tmp_path / "out" / LABELS)
     assert "labelled windows" in summary.rests_on and summary.label_next is None
     assert not any("total's range" in note for note in summary.notes)
 

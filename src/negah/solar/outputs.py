@@ -349,7 +349,7 @@ def write_parcels(assembly: Assembly, parcels: geopandas.GeoDataFrame) -> None:
     with assembly.file("parcels.parquet") as path:
         parcels.to_parquet(path)
     with assembly.file("parcels.csv") as path:
-        pd.DataFrame(parcels.drop(columns=parcels.geometry.name)).round(ROUNDED).to_csv(path, index=False)
+        pd.DataFrame(parcels.drop(columns=parcels.geometry.name)).round(pd.Series(ROUNDED)).to_csv(path, index=False)
 
 
 def write_json(content: object, path: Path) -> None:
