@@ -97,3 +97,24 @@ def test_windows_are_those_of_a_survey(given, tmp_path):
     assert len(one.pixels) == 1
     (coarse,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.15)
     assert coarse.pixels.shape == (1, 3, 16, 32) and coarse.ground_m2 == pytest.approx(9.6 * 4.8)
+
+
+def test_windows_with_panels_are_drawn_first_and_others_only_to_fill_up(given, tmp_path):
+    detector, windows = given
+    wide = np.concatenate([p.permute(1, 2, 0).numpy() for p in windows.pixels], 1)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    measure = Measure(0.5)
+    (every,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=12, found_by=measure)
+    (moved,) = attack_area(detector, every, measure, eps=(1 / 255,), steps=1, draws=1)
+    held = moved.before > 0
+    assert len(held) == 12 and 0 < held.sum() < 12
+    draws = []
+    for seed in (0, 0, 1, 2, 3):
+        (some,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=2, seed=seed, found_by=measure)
+        at = [int((every.pixels == one).flatten(1).all(1).nonzero()[0, 0]) for one in some.pixels]
+        assert held[at].all() and at == sorted(at)
+        draws.append(at)
+    assert draws[0] == draws[1] and len(set(map(tuple, draws))) > 1
+    (most,), _ = windows_of([str(tmp_path)], detector, gsd_m=0.3, most=int(held.sum()) + 2, found_by=measure)
+    (moved,) = attack_area(detector, most, measure, eps=(1 / 255,), steps=1, draws=1)
+    assert (moved.before > 0).sum() == held.sum() and len(moved.before) == held.sum() + 2

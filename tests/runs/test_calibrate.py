@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,35 @@ def test_the_verb_says_what_it_found(tmp_path, capsys):
     told = json.loads(out)
     assert told["calibration"]["windows"] == 100 and 0 <= told["assessment"]["coverage"] <= 1
     assert any("one place" in note for note in told["notes"])
+
+
+def test_a_calibration_for_other_pixels_gives_no_range_and_says_why(masks, tmp_path):
+    run(masks, tmp_path / "half.json")
+    made = calibration.load(tmp_path / "half.json")
+    about = json.loads((tmp_path / "half.json").read_text())["about"]
+    apart = replace(made, gsd_m=(0.1, 0.1), notes=("each picture is a place",))
+    calibration.save(apart, tmp_path / "apart.json", about=about)
+    write(tmp_path / "new.tif", panels(3))
+    options = Options(precision="fp32", calibration=tmp_path / "apart.json")
+    summary = survey([str(tmp_path / "new.tif")], tmp_path / "map", [Half()], options)
+    assert (summary.area_low, summary.kw_low) == (None, None) and "90 %" not in summary.rests_on
+    assert "the calibration does not hold here, 100% of the area is abstained (ground size out" in summary.rests_on
+    assert "calibration does not hold here" in summary.notes[0]
+    assert any("each picture is a place" in note for note in summary.notes)
+    assert not any("total's range" in note for note in summary.notes)
+
+
+def test_what_was_said_of_the_masks_is_kept_with_the_calibration(tmp_path):
+    for k in range(3):
+        write(tmp_path / f"masks/town{k}.tif", panels(4, seed=k), crs="")
+        write(tmp_path / f"masks/town{k}_mask.tif", panels(4, seed=k), bands=1, crs="")
+    result = run(tmp_path / "masks", tmp_path / "half.json", gsd_m=0.3)
+    assert "count as a place each" in result.notes[0]
+    assert calibration.load(tmp_path / "half.json").notes == tuple(result.notes)
+
+
+def test_pictures_that_do_not_say_their_size_cannot_be_calibrated(tmp_path):
+    write(tmp_path / "masks/town.tif", panels(2), crs="")
+    write(tmp_path / "masks/town_mask.tif", panels(2), bands=1, crs="")
+    with pytest.raises(InputError, match="nothing can be calibrated.*--gsd 0.3"):
+        run(tmp_path / "masks", tmp_path / "half.json")

@@ -1,5 +1,6 @@
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from negah.runs import survey as runs
 from negah.runs.labels import new_of, weights
 from negah.runs.survey import Options, Summary, survey
 from negah.solar.plan import Axis
+from negah.solar.sampling import LABELS
 
 SIDE = 32
 
@@ -170,3 +172,31 @@ def test_the_new_part_of_a_window_is_its_end():
     axis = Axis(size=72, window=32, stride=32, cells=4, model=32)
     assert new_of(axis).tolist() == [32, 32, 8]
     assert weights(axis, 8).tolist() == [0, 0, 0, 1] and weights(axis, 12).tolist() == [0, 0, 0.5, 1]
+
+
+def test_a_total_from_labels_is_not_said_to_rest_on_factors_too(town, tmp_path):
+    detector = Detector.random(window_px=SIDE)
+    detector.info = replace(detector.info, area_ratio=(0.5, 2.0))
+
+    def done(**options) -> Summary:
+        return survey([str(town)], tmp_path / "out", [detector], Options(precision="fp32", **options))
+
+    drawn = done(label_next=30)
+    assert drawn.label_next == tmp_path / "out" / LABELS and any("total's range" in note for note in drawn.notes)
+    fill(tmp_path / "out" / LABELS, lambda row: float(row["area_m2"]))
+    summary = done(labels=tmp_path / "out" / LABELS)
+    assert "labelled windows" in summary.rests_on and summary.label_next is None
+    assert not any("total's range" in note for note in summary.notes)
+
+
+def test_labels_below_a_gap_are_left_out_and_that_is_said(town, tmp_path):
+    run(town, tmp_path / "out", label_next=30)
+    path = tmp_path / "out" / LABELS
+    fill(path, lambda row: float(row["area_m2"]))
+    lines = path.read_text().splitlines()
+    count = len(lines) - 1
+    lines[count - 4] = lines[count - 4].rsplit(",", 1)[0] + ","  # the fifth from below
+    path.write_text("\n".join(lines) + "\n")
+    summary = run(town, tmp_path / "out", labels=path)
+    assert summary.labelled == count - 5
+    assert any("empty row above 4 that are filled in" in note for note in summary.notes)

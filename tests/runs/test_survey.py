@@ -35,7 +35,7 @@ from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, Reading
 from negah.probe.detector import Detector, DetectorInfo, save
 from negah.runs import survey as runs
-from negah.runs.survey import Options, Summary, survey, with_head
+from negah.runs.survey import Options, Summary, survey, totals, with_head
 
 UTM = "EPSG:32633"
 WHITE, BLACK = 255, 0
@@ -657,7 +657,11 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert result["status"] == "complete" and result["windows"] == {"ok": 16}
     assert Path(result["report"]) == Path("negah-survey-town/report.html") and Path(result["report"]).exists()
     assert main(argv) == 0
-    assert "negah-survey-town/report.html" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "negah-survey-town/report.html" in out and "label next" not in out
+    assert main([*argv, "--label-next", "3"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "label next: negah-survey-town/label-next.csv: fill in true_m2, then --labels" in out
     assert main([*argv, "--threshold", "0.9"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     (tmp_path / "zero.tif").write_bytes(b"")
@@ -682,3 +686,52 @@ def test_head_on_another_backbone(tmp_path):
     with pytest.raises(runs.WeightsError, match="16 wide"):
         with_head(narrow, tmp_path / "whole.safetensors")
     assert isinstance(rebuilt.head, AttentiveHead)
+
+
+def test_no_window_that_could_be_looked_at_is_no_answer(tmp_path, capsys, monkeypatch):
+    image = np.full((64, 64), np.nan, np.float32)
+    write_tif(tmp_path / "empty.tif", image)
+    save(Detector.random(window_px=32), tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    argv = ["survey", "empty.tif", "--model", "model.safetensors", "--precision", "fp32"]
+    assert main([*argv, "--json"]) == 3
+    result = json.loads(capsys.readouterr().out)
+    assert "nothing was looked at" in result["status"] and "4 windows hold no data" in result["status"]
+    assert all(result[key] is None for key in ("panels", "area_m2", "area_low", "area_high", "kw", "kw_low"))
+    assert json.loads(Path(result["report"]).with_name("run.json").read_text())["totals"]["area_m2"] is None
+    assert main(argv) == 3
+    out = capsys.readouterr().out
+    assert "nothing was looked at" in out and "not measured" in out and "0 m²" not in out
+
+
+def test_windows_that_all_have_other_pixels_give_no_range_and_a_warning(tmp_path):
+    write_tif(tmp_path / "coarse.tif", town(), gsd=0.9)
+    summary = do([tmp_path / "coarse.tif"], tmp_path / "out")
+    assert "no figure can be relied on" in summary.warning and "(144)" in summary.warning
+    assert next(iter(totals(summary))) == "warning"
+    assert (summary.area_low, summary.kw_high) == (None, None)
+    assert "100% of the area is abstained (ground size out of range)" in summary.rests_on
+    assert not any("total's range" in note for note in summary.notes)
+    assert not do([write_tif(tmp_path / "town.tif", town())], tmp_path / "fine").warning
+
+
+def test_a_window_is_in_one_gallery_only(tmp_path, monkeypatch):
+    write_tif(tmp_path / "town.tif", np.full((160, 160), WHITE, np.uint8))  # 25 finds, all as probable
+    seen = []
+    monkeypatch.setattr(runs, "write_report", lambda report, path: (seen.append(report), path.touch()))
+    do([tmp_path / "town.tif"], tmp_path / "out")
+    most, least = ([find.caption for find in some] for some in (seen[0].most_certain, seen[0].least_certain))
+    assert (len(most), len(least)) == (13, 12) and not set(most) & set(least)
+
+
+def test_figures_of_parcels_are_rounded_in_the_table(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    parcels = geopandas.GeoDataFrame(
+        {"share": [1 / 3]}, geometry=[shapely.box(500_000, 5_799_960, 500_020, 5_800_000)], crs=UTM
+    )
+    parcels.to_file(tmp_path / "parcels.gpkg")
+    do([tmp_path / "town.tif"], tmp_path / "out", parcels=tmp_path / "parcels.gpkg")
+    (row,) = rows(tmp_path / "out/parcels.csv")
+    assert float(row["panel_area_m2"]) > 0 and len(row["panel_area_m2"].split(".")[1]) <= 3
+    assert len(row["panel_probability"].partition(".")[2]) <= 6
+    assert float(row["share"]) == 1 / 3  # the user's own are left alone

@@ -351,3 +351,14 @@ def test_real_tiles(report, data_dir, tmp_path):
     finds = [Find(image, np.zeros((13, 13), np.float32), name, 0.5) for image, name in zip(images, names, strict=True)]
     write_report(replace(report, most_certain=finds), tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 600_000
+
+
+def test_what_the_slider_moves_is_called_by_its_name(report):
+    assert '<label class="control">opacity <input type="range"' in render(report)
+
+
+def test_one_window_is_one_window(report):
+    page = render(replace(report, probabilities=[0.9], windows=None))
+    assert "1 of 1 window reaches the threshold" in page
+    page = render(replace(report, probabilities=[], areas_m2=[], not_looked_at=["4 windows hold no data"]))
+    assert "No window was looked at." in page and "No panels were found" not in page

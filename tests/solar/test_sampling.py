@@ -241,8 +241,15 @@ def test_labels_come_back_as_they_were_written(tmp_path):
 
 
 def test_rows_left_empty_lower_the_chance_of_the_others(tmp_path):
-    got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "", "7", " ")).rows
-    assert got == {("dé/a b.tif", "c0_r0"): (12.5, 0.5), ('say "hi", b.tif', "c0_r0"): (7.0, 0.25)}
+    got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "7", "", " "))
+    assert got.rows["dé/a b.tif", "c0_r0"] == (12.5, 0.5) and len(got.rows) == 2 and got.unused == 0
+
+
+def test_rows_below_a_gap_do_not_count(tmp_path):
+    got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "", "7", "3"))
+    assert got.rows == {("dé/a b.tif", "c0_r0"): (12.5, 0.25)} and got.unused == 2
+    with pytest.raises(InputError, match="no true_m2 in its first row: fill it in from the top"):
+        read_labels(filled(tmp_path / sampling.LABELS, "", "12.5", "7", "3"))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ class Survey(show.Verb):
     (GeoParquet, GeoPackage, GeoJSON), a heat map, tables and a report into one folder. A survey that was stopped
     continues where it was when the same command is given again, and tries again what could not be read.
 
-    Exit status 3: done, but some inputs could not be read (see failures.csv).
+    Exit status 3: done, but some inputs could not be read (see failures.csv), no window could be looked at, or all have
+    pixels of another size than the model was made for.
 
     Example:
         negah survey town.tif --out map
@@ -109,8 +110,10 @@ class Survey(show.Verb):
                 show.table([(answer.query, answer.told) for answer in summary.also], title="In your words")
             failed = [(failure.source, failure.reason) for failure in summary.failures]
             show.failures(failed, more=f"more failed: see {out / 'failures.csv'}")
+            if summary.label_next is not None:
+                show.stdout().print(f"label next: {summary.label_next}: fill in true_m2, then --labels")
             show.stdout().print(f"report: {summary.report}")
-        return 0 if summary.complete else 3
+        return 0 if summary.complete and not summary.warning else 3
 
 
 def default_name(path: str) -> str:

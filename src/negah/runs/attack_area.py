@@ -26,17 +26,19 @@ from negah.adversarial.ascend import ascend
 from negah.adversarial.universal import random_signs
 from negah.errors import InputError
 from negah.images.bands import gdal_settings
-from negah.images.sources import find_sources
+from negah.images.sources import Source, find_sources
 from negah.probe import detector as detectors
 from negah.probe.detector import Detector
 from negah.progress import Progress, silent
 from negah.runs.record import compute_device
 from negah.runs.survey import calibration_for
-from negah.solar.plan import make_plan
+from negah.solar.plan import Plan, make_plan
 from negah.solar.sensitivity import SmoothArea, measured_m2
 from negah.solar.survey import Measure
 
 BATCH = 16  # windows that are climbed at a time
+LOOKED = 50  # times as many windows as are attacked may be measured in search of some with panels
+PART = 64  # windows that are measured for that at a time
 
 
 class Windows(NamedTuple):
@@ -66,31 +68,91 @@ class Moved:
 
 
 def windows_of(
-    paths: Sequence[str], detector: Detector, *, gsd_m: float | None = None, most: int = 100, seed: int = 0
+    paths: Sequence[str],
+    detector: Detector,
+    *,
+    gsd_m: float | None = None,
+    most: int = 100,
+    seed: int = 0,
+    found_by: Measure | None = None,
+    progress: Progress = silent,
 ) -> tuple[list[Windows], list[tuple[str, str]]]:
     """At most so many windows of pictures, drawn at random, by shape; and what could not be read, with the reason.
 
-    gsd_m: metres per pixel of pictures that do not say.  Raises InputError where there is nothing to read.
+    gsd_m: metres per pixel of pictures that do not say.  found_by: take windows that have an area by it first, in the
+    order of the draw, and others only where these are too few; at most LOOKED times as many windows are measured for
+    that.  Raises InputError where there is nothing to read.
     """
-    sources, shapes = find_sources(paths), {}
+    sources = find_sources(paths)
     with gdal_settings():
         plan = make_plan(sources, detector.info, patch=detector.patch, gsd_m=gsd_m)
-        failures = [(failure.source, failure.reason) for failure in plan.failures]
-        drawn = np.sort(np.random.default_rng(seed).permutation(plan.windows)[:most])
-        for source in plan.sources:
-            indices = drawn[(drawn >= source.first) & (drawn < source.first + len(source.layout))] - source.first
-            try:
-                with sources[source.position].open() as raster:
-                    read = [raster.read(source.layout.box(i), source.layout.shape) for i in indices.tolist()]
-            except InputError as error:
-                failures.append((source.name, str(error)))
-                continue
-            for (rgb, valid), m2 in zip(read, source.windows_m2(indices), strict=True):
-                if valid.all():
-                    shapes.setdefault(rgb.shape, []).append((torch.from_numpy(rgb.copy()), m2, source.gsd_m))
-    found = [tuple(zip(*some, strict=True)) for some in shapes.values()]
-    windows = [Windows(torch.stack(p).permute(0, 3, 1, 2), np.array(m2), np.array(gsd)) for p, m2, gsd in found]
-    return windows, failures
+        failures = {failure.source: failure.reason for failure in plan.failures}
+        order = np.random.default_rng(seed).permutation(plan.windows)
+        if found_by is None:
+            return by_shape(_read(plan, sources, order[:most], failures)), list(failures.items())
+        found, others = [], []
+        order = order[: most * LOOKED]
+        for start in range(0, len(order), PART):
+            progress("windows looked at", start, len(order))
+            some = _read(plan, sources, order[start : start + PART], failures)
+            area = np.zeros(len(some))
+            for windows, places in grouped(some):
+                area[places] = measured_m2(
+                    detector, windows.pixels.to(next(detector.parameters()).device).float() / 255, measure=found_by,
+                    patch=detector.patch, ground_m2=windows.ground_m2, gsd_m=windows.gsd_m,
+                )  # fmt: skip
+            found += [one for one, m2 in zip(some, area, strict=True) if m2 > 0]
+            others += [one for one, m2 in zip(some, area, strict=True) if not m2 > 0]
+            if len(found) >= most:
+                break
+    return by_shape((found + others)[:most]), list(failures.items())
+
+
+class _One(NamedTuple):
+    """A window that was read.  number: in the plan."""
+
+    number: int
+    pixels: UInt8[Tensor, "3 h w"]
+    ground_m2: float
+    gsd_m: float
+
+
+def _read(plan: Plan, sources: Sequence[Source], numbers: ndarray, failures: dict[str, str]) -> list[_One]:
+    """Those of these windows whose pixels are all valid, in this order; what cannot be read goes to `failures`."""
+    read: dict[int, _One] = {}
+    for source in plan.sources:
+        mine = np.sort(numbers[(numbers >= source.first) & (numbers < source.first + len(source.layout))])
+        indices = mine - source.first
+        if not len(mine) or source.name in failures:
+            continue
+        try:
+            with sources[source.position].open() as raster:
+                windows = [raster.read(source.layout.box(i), source.layout.shape) for i in indices.tolist()]
+        except InputError as error:
+            failures[source.name] = str(error)
+            continue
+        for number, (rgb, valid), m2 in zip(mine.tolist(), windows, source.windows_m2(indices), strict=True):
+            if valid.all():
+                read[number] = _One(number, torch.from_numpy(rgb.copy()).permute(2, 0, 1), float(m2), source.gsd_m)
+    return [read[number] for number in numbers.tolist() if number in read]
+
+
+def grouped(some: Sequence[_One]) -> list[tuple[Windows, list[int]]]:
+    """Windows of one shape together, and their places among all."""
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, one in enumerate(some):
+        shapes.setdefault(tuple(one.pixels.shape), []).append(place)
+    return [
+        (Windows(torch.stack([some[k].pixels for k in places]), *(
+            np.array([getattr(some[k], name) for k in places]) for name in ("ground_m2", "gsd_m")
+        )), places)
+        for places in shapes.values()
+    ]  # fmt: skip
+
+
+def by_shape(some: Sequence[_One]) -> list[Windows]:
+    """The same, in the order of the plan."""
+    return [windows for windows, _ in grouped(sorted(some, key=lambda one: one.number))]
 
 
 def attack_area(
@@ -150,6 +212,7 @@ def attack_area(
 class AreaResult:
     """Sums over the windows, in m2.  windows: how many; with_panels: of these, how many have an area as they are.
 
+    drawn: how they were chosen, in words.
     rows: eps, lowest, highest, noise_lowest, noise_highest of the sum, and filled: windows without an area that got
     one.
     """
@@ -159,6 +222,7 @@ class AreaResult:
     before: float
     rows: list[dict[str, float]]
     failures: list[tuple[str, str]]
+    drawn: str = ""
 
 
 def attack_areas(
@@ -166,14 +230,16 @@ def attack_areas(
     eps: Sequence[float] = (0.5 / 255, 1 / 255, 2 / 255), images: int = 100, steps: int = 20, seed: int = 0,
     progress: Progress = silent,
 ) -> AreaResult:  # fmt: skip
-    """`attack_area` on at most so many windows of pictures, summed.
+    """`attack_area` on at most so many windows of pictures, summed; those with panels first, see `windows_of`.
 
     Raises InputError for what cannot be surveyed, and as `attack_area` does.
     """
     detector = detectors.load(model, device=compute_device())
     made = calibration_for(calibration, [detector])
     measure = Measure(detector.info.threshold if made is None else made.threshold, detector.info.area_ratio, made)
-    shapes, failures = windows_of(paths, detector, gsd_m=gsd_m, most=images, seed=seed)
+    shapes, failures = windows_of(
+        paths, detector, gsd_m=gsd_m, most=images, seed=seed, found_by=measure, progress=progress
+    )  # fmt: skip
     if not shapes:
         raise InputError(f"none of the pictures can be read (first: {failures[0][1]})")
     moved = [
@@ -190,7 +256,8 @@ def attack_areas(
         sums = {name: float(sum(getattr(one, name).sum() for one in found)) for name in names}
         filled = sum(int(((one.before == 0) & (one.highest > 0)).sum()) for one in found)
         rows.append({"eps": found[0].eps, **sums, "filled": filled})
-    return AreaResult(len(before), int((before > 0).sum()), float(before.sum()), rows, failures)
+    drawn = f"in random order (seed {seed}), windows with panels first"
+    return AreaResult(len(before), int((before > 0).sum()), float(before.sum()), rows, failures, drawn)
 
 
 class Negative(nn.Module):

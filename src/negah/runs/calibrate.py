@@ -7,7 +7,7 @@ survey looks at them, so what is calibrated is what a survey measures; the mask 
 import datetime
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -105,6 +105,7 @@ def calibrate(
         seen, zoom=zoom, from_masks=from_masks, model=fingerprint_of(detector)[:12], threshold=threshold,
         region=region, seed=seed,
     )  # fmt: skip
+    made = replace(made, notes=tuple(notes))
     assessment = calibration.assess(seen, zoom=zoom, from_masks=from_masks, seed=seed)
     about = {
         "negah": __version__,
@@ -190,7 +191,7 @@ def compare(
     rows: list[Row] = []
     kept, failures = [], []
     with tempfile.TemporaryDirectory(prefix="negah-calibrate-") as folder, gdal_settings():
-        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd_m=gsd_m)
+        plan = make_plan(pictures, detector.info, patch=detector.patch, gsd_m=gsd_m, verb="calibrated")
         failures += [(failure.source, failure.reason) for failure in plan.failures]
         with Ledger(Path(folder)) as ledger:
             ledger.begin({}, [Input(source.name, -1, -1) for source in pictures], plan)

@@ -96,10 +96,12 @@ def new_box(source: PlannedSource, index: int) -> Box:
     return Box(box.col + box.width - width, box.row + box.height - height, width, height)
 
 
-def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: float, aoi: Path | None) -> None:
-    """Raises InputError on what could only fail at the end of a survey."""
+def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: float, aoi: Path | None) -> int:
+    """How many labels will not be used, see `read_labels`.
+
+    Raises InputError on what could only fail at the end of a survey."""
     if label_next is None and labels is None:
-        return
+        return 0
     if overlap:
         raise InputError("--label-next and --labels count every piece of ground once: leave out --overlap")
     if aoi is not None:
@@ -108,8 +110,7 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
         raise InputError(f"--label-next takes a number of windows, at least 1, not {label_next}")
     if label_next is not None and (out / LABELS).exists():
         raise InputError(f"{out / LABELS} is there already: fill it in and give it to --labels, or move it away")
-    if labels is not None:
-        read_labels(labels)
+    return 0 if labels is None else read_labels(labels).unused
 
 
 def next_of(windows: Scored, count: int, *, noise: float, seed: int) -> list[Row]:

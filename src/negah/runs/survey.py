@@ -38,11 +38,14 @@ from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
     LABELLED,
     OUTLINES,
+    SCORED,
     TO_LABEL,
+    UNUSED,
     Options,
     Precision,
     Summary,
     audit_texts,
+    doubt_of,
     how_bounded,
     not_looked_at,
     notes_of,
@@ -114,7 +117,7 @@ def survey(
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
-    labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
+    unused = labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
     asked = also.asking(options.also, options.also_model, device) if options.also else None
     refining = refine.refining(detectors, overlap=options.overlap) if options.refine == "neighbours" else None
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -203,9 +206,12 @@ def survey(
             frames = [frame for frame in (on_earth, in_pixels) if frame is not None]
             areas = np.concatenate([frame["area_m2"].to_numpy() for frame in frames])
             total, *bounds = measure.sizes.total(float(areas.sum()), ledger.areas())
-            low, high = (None if np.isnan(bound) else bound for bound in bounds)
-            rests_on = how_bounded(measure)
+            low, high = (None if doubt_of(ledger) or np.isnan(bound) else bound for bound in bounds)
+            rests_on = how_bounded(measure, ledger)
+            if not any(ledger.counts().get(status) for status in SCORED):
+                total, low, high, rests_on = np.nan, None, None, "nothing was looked at"
             to_label: list[Row] = []
+            labelled = None
             if options.labels or options.label_next:
                 windows = labels.scored(plan, ledger)
                 if options.label_next:
@@ -213,9 +219,13 @@ def survey(
                     to_label = labels.next_of(windows, options.label_next, noise=noise, seed=LABEL_SEED)
                     notes.insert(0, TO_LABEL.format(path=out / LABELS, count=len(to_label)))
                 if options.labels:
-                    total, low, high, count = labels.labelled_total(windows, options.labels)
-                    rests_on = f"90 %, from {count:,} labelled windows"
+                    total, low, high, labelled = labels.labelled_total(windows, options.labels)
+                    rests_on = f"90 %, from {labelled:,} labelled windows"
                     notes.insert(0, LABELLED)
+                    if unused:
+                        row = "1 that is filled in" if unused == 1 else f"{unused:,} that are filled in"
+                        are = "is" if unused == 1 else "are"
+                        notes.insert(1, UNUSED.format(path=options.labels, count=row, are=are))
             kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
             abstained, share = ledger.abstained()
             seconds = ledger.seconds
@@ -227,7 +237,7 @@ def survey(
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
-                also=answers, refined=refined,
+                also=answers, refined=refined, labelled=labelled, label_next=out / LABELS if to_label else None,
             )  # fmt: skip
             provenance = {
                 "model": fingerprint["model"],
@@ -242,11 +252,13 @@ def survey(
                 **power.words(),
                 "made": f"{started:%Y-%m-%d %H:%M} UTC",
             }
-            ranked = ledger.most_certain(threshold, FINDS), ledger.least_certain(threshold, FINDS)
+            ranked = ledger.extremes(threshold, FINDS)
             with ThreadPoolExecutor(1, "finds") as pool:  # the large pictures stay with the memory of the main thread
                 gallery = [pool.submit(finds, plan, sources, windows) for windows in ranked]
                 heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
                 maps = overviews(plan, sources, made.drawn, heatmaps, progress=progress)
+            if summary.warning:
+                notes.insert(0, f"{summary.warning[0].upper()}{summary.warning[1:]}.")
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),

@@ -9,7 +9,7 @@ from negah.runs import DESCRIBER
 from negah.runs.also import Answer
 from negah.runs.refine import Refined
 from negah.solar.calibration import Calibration
-from negah.solar.ledger import Ledger
+from negah.solar.ledger import CUT, UNLIKE, Ledger
 from negah.solar.outputs import Drawn
 from negah.solar.pictures import MAPS
 from negah.solar.plan import Failure, Plan
@@ -17,10 +17,30 @@ from negah.solar.power import Power
 from negah.solar.survey import Measure
 
 OUTLINES = 5000  # panels that an overview draws, the largest
+MEASURED = (
+    "windows_with_panels",
+    "panels",
+    "area_m2",
+    "area_low",
+    "area_high",
+    "abstained_share",
+    "kw",
+    "kw_low",
+    "kw_high",
+)
+SCORED = ("ok", "gsd-out-of-range")  # status of windows with figures
 LISTED = 20  # most notes of one kind
+UNUSED = (
+    "{path} has an empty row above {count}, which {are} left out: labels count down to the first gap, since windows "
+    "that are skipped are seldom skipped by chance."
+)
 TO_LABEL = (
     "{path} names {count:,} windows to label: fill in true_m2, and give the same command again with --labels instead "
     "of --label-next."
+)
+DOUBTED = (
+    "The {what} does not hold here: {doubt}. The areas may be several times too large or too small, and what is given "
+    "as a range of single windows and panels does not hold either."
 )
 LABELLED = (
     "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator): its "
@@ -89,6 +109,8 @@ class Summary:
     continued: bool  # some windows were in the ledger already
     seconds: float  # spent on the windows, over all the runs that it took
     windows_per_s: float
+    labelled: int | None = None  # windows whose labels the total rests on
+    label_next: Path | None = None  # the windows to label, where they were asked for
     notes: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     also: list[Answer] = field(default_factory=list)
@@ -99,11 +121,35 @@ class Summary:
         """Whether every input was read."""
         return not self.failures
 
+    @property
+    def scored(self) -> int:
+        """How many windows have figures."""
+        return sum(self.windows.get(status, 0) for status in SCORED)
+
+    @property
+    def warning(self) -> str:
+        """Why the figures must not be taken for an answer, or nothing."""
+        if not self.scored:
+            why = not_looked_at(self) or ["there are no windows"]
+            return f"nothing was looked at, so nothing is known of panels here: {', '.join(why)}"
+        if not self.windows.get("ok") and self.labelled is None:
+            return (
+                f"no figure can be relied on: the pixels of all windows that were looked at ({self.scored:,}) are of "
+                "another size than the model was made for"
+            )
+        return ""
+
 
 def totals(summary: Summary) -> dict[str, str]:
     """The headline figures, for people, in their order."""
     s = summary
-    looked_at = sum(s.windows.get(status, 0) for status in ("ok", "gsd-out-of-range"))
+    surveyed = f"{s.surveyed_km2:,.3g} km²\n{s.scored:,} of {counted(sum(s.windows.values()), 'window')}"
+    images = f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part"
+    if not s.scored:
+        return {
+            "warning": s.warning, "panels": "-", "panel area": "not measured", "power": "not measured",
+            "surveyed": surveyed, "images": images,
+        }  # fmt: skip
     bounds, power = s.rests_on, f"{s.kw:,.0f} kW"
     if s.area_low is not None and s.area_high is not None:
         bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({s.rests_on})"
@@ -111,7 +157,7 @@ def totals(summary: Summary) -> dict[str, str]:
         power += f"\n{s.kw_low:,.0f} to {s.kw_high:,.0f} kW"
     doubted = {}
     if s.abstained:
-        counts = "; ".join(f"{reason}: {windows:,} windows" for reason, windows in s.abstained.items())
+        counts = "; ".join(f"{reason}: {counted(windows, 'window')}" for reason, windows in s.abstained.items())
         doubted = {"abstained": f"{s.abstained_share:.0%} of the area\n{counts}"}
     refined = {}
     if s.refined is not None:
@@ -119,29 +165,44 @@ def totals(summary: Summary) -> dict[str, str]:
         said = f"refined probability of at least {r.level:g}; {r.gained:,} gained, {r.lost:,} lost"
         refined = {"by their neighbours": f"{r.found:,}\n{said}"}
     return {
+        **({"warning": s.warning} if s.warning else {}),
         "panels": f"{s.panels:,}",
         "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
         **doubted,
         "power": power,
-        "surveyed": f"{s.surveyed_km2:,.3g} km²\n{looked_at:,} of {sum(s.windows.values()):,} windows",
+        "surveyed": surveyed,
         "windows with panels": f"{s.windows_with_panels:,}\nprobability of at least {s.threshold:g}",
         **refined,
-        "images": f"{s.sources:,}\n{len(s.failures):,} of them failed, whole or in part",
+        "images": images,
     }
 
 
 def summary_dict(summary: Summary) -> dict:
-    """The summary as plain values, for machines."""
-    return {"status": "complete" if summary.complete else "some inputs failed", **plain(asdict(summary))}
+    """The summary as plain values, for machines: null where nothing was looked at, as 0 would be an answer."""
+    values = plain(asdict(summary))
+    if not summary.scored:
+        values |= dict.fromkeys(MEASURED)
+    status = "complete" if summary.complete else "some inputs failed"
+    return {"status": summary.warning or status, **values}
 
 
 def not_looked_at(summary: Summary) -> list[str]:
+    """Windows without figures, by the reason."""
     texts = {
-        "nodata": "windows hold no data",
-        "failed": "windows could not be read",
-        "outside-aoi": "windows lie outside the area of interest",
+        "nodata": ("holds no data", "hold no data"),
+        "failed": ("could not be read", "could not be read"),
+        "outside-aoi": ("lies outside the area of interest", "lie outside the area of interest"),
     }
-    return [f"{summary.windows[status]:,} {text}" for status, text in texts.items() if summary.windows.get(status)]
+    return [
+        f"{counted(count, 'window')} {one if count == 1 else many}"
+        for status, (one, many) in texts.items()
+        if (count := summary.windows.get(status))
+    ]
+
+
+def counted(number: int, what: str) -> str:
+    """1 window, 2 windows."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def audit_texts(calibration: Calibration | None) -> dict[str, Any]:
@@ -161,10 +222,25 @@ def audit_texts(calibration: Calibration | None) -> dict[str, Any]:
     return {"audit": heads, "audit_lead": lead}
 
 
-def how_bounded(measure: Measure) -> str:
+def doubt_of(ledger: Ledger) -> str:
+    """Why no range holds for the total, or nothing.
+
+    Most of the area is of pictures with other pixels than what the range was made on.  Windows that are doubtful for
+    other reasons, such as a low probability, were among those that it was made on.
+    """
+    share = ledger.doubts().get(UNLIKE, 0.0)
+    return f"{share:.0%} of the area is abstained ({UNLIKE})" if share > 0.5 else ""
+
+
+def how_bounded(measure: Measure, ledger: Ledger) -> str:
     """What the bounds of the total rest on, in words."""
+    if doubt := doubt_of(ledger):
+        what = "first estimate" if measure.calibration is None else "calibration"
+        return f"no range: the {what} does not hold here, {doubt}"
     if measure.calibration is not None:
-        return f"90 %, calibrated: {measure.calibration.region or 'unnamed'}"
+        most = [f"{share:.0%} of the area is abstained ({why})" for why, share in ledger.doubts().items()
+                if share > 0.5 and why != CUT]  # fmt: skip
+        return ", but ".join([f"90 %, calibrated: {measure.calibration.region or 'unnamed'}", *most[:1]])
     return "a first estimate" if measure.area_ratio else "a first estimate, never compared with true areas"
 
 
@@ -172,17 +248,23 @@ def notes_of(
     plan: Plan, ledger: Ledger, measure: Measure, options: Options, power: Power, drawn: Mapping[int, Drawn]
 ) -> list[str]:
     """What the reader of a report has to know, most important first."""
-    calibration, area_ratio = measure.calibration, measure.area_ratio
+    calibration, area_ratio, doubt = measure.calibration, measure.area_ratio, doubt_of(ledger)
     if calibration:
         trust = [
             f"Areas are calibrated on {calibration.windows:,} windows of {calibration.places:,} places with masks "
             f"(region: {calibration.region or 'unnamed'}): 90 % of the true areas of single windows lie between "
             "area_low and area_high, if these images are like those.",
-            "The total's range is that of the sum: errors of single windows even out in it, those of a whole place do "
-            "not. It holds for one more place like those that the masks come from. It is corrected for what they say "
-            "was missed, so it is not the sum of the panels.",
         ]
-        if calibration.places == 1:
+        if not options.labels:
+            trust.append("The total is corrected for what the masks say was missed: it is not the sum of the panels.")
+        if not options.labels and not doubt:
+            trust.append(
+                "The total's range is that of the sum: errors of single windows even out in it, those of a whole place "
+                "do not. It holds for one more place like those that the masks come from."
+            )
+        if calibration.notes:
+            trust.append(f"Said of the masks when the calibration was made: {'; '.join(calibration.notes)}.")
+        elif calibration.places == 1:
             trust.append("All masks are of one place: how far the total of another place is off is not known.")
         if apart := [s for s in plan.sources if not calibration.covers(s.gsd_m)]:
             low, high = calibration.gsd_m
@@ -193,21 +275,25 @@ def notes_of(
         largest = calibration.sizes_m2[1]
         if larger := sum((window.area_m2 or 0) > largest for window in ledger.windows()):
             trust.append(
-                f"{larger:,} windows hold more than {largest:,.0f} m², the most that any did on which the calibration "
-                "was made: it may not hold for them."
+                f"{counted(larger, 'window')} {'holds' if larger == 1 else 'hold'} more than {largest:,.0f} m², the "
+                "most that any did on which the calibration was made: it may not hold for them."
             )
     elif area_ratio:
         trust = [
             "Areas are a first estimate from the detector's attention and evidence, not calibrated to this region: "
             f"nine in ten true areas lay between {area_ratio[0]:g} and {area_ratio[1]:g} times the figure given on the "
             "tiles that these factors were fitted on, and elsewhere that is unchecked.",
-            "The total's range applies the same factors to the sum, as if all errors went the same way.",
         ]
+        if not options.labels and not doubt:
+            trust.append("The total's range applies the same factors to the sum, as if all errors went the same way.")
     else:
         trust = [
             "Areas are a first estimate from the detector's attention and evidence, and this detector's were never "
             "compared with true ones: they may be several times too large or too small, and no range is given.",
         ]
+    if doubt:
+        what = "first estimate" if calibration is None else "calibration"
+        trust.insert(0, DOUBTED.format(what=what, doubt=doubt))
     notes = [
         *trust,
         f"A panel is a group of touching cells, each at least {measure.level:.0%} panel; areas of windows in tiles.csv "

@@ -150,7 +150,7 @@ class Calibration:
 
     cells: how panel fractions are read.  bins: of intervals, by ground size.  missed_m2: what 95 % of the windows
     without a find stay below.  ratio, place, noise: of sums.  gsd_m, sizes_m2: the ranges it was made on.
-    audit: where the heads looked on the masks.
+    audit: where the heads looked on the masks.  notes: what has to be known of the masks, for those who use it.
     model, threshold: fingerprint of the detector whose readings it knows, and from what probability on they count.
     """
 
@@ -169,6 +169,7 @@ class Calibration:
     place: float
     noise: float
     audit: Audit | None = None
+    notes: tuple[str, ...] = ()
 
     def area(self, area_m2: Float[ndarray, " n"], probability: Float[ndarray, " n"]) -> Float[ndarray, " n"]:
         """Calibrated area of windows from the sum of their cells; 0 stays 0."""
@@ -474,6 +475,8 @@ def _fault(made: Calibration) -> str:
     """What in its figures could only fail, or mislead, inside of a survey; or nothing."""
     figures = [made.threshold, made.missed_m2, made.ratio, made.place, made.noise, *made.gsd_m, *made.sizes_m2]
     figures += [*asdict(made.fit).values(), made.cells.level, made.cells.bias, made.cells.scale, *made.cells.heads]
+    if not all(isinstance(note, str) for note in made.notes):
+        return "its notes are no texts"
     if not made.bins or any(not len(b.low) == len(b.high) == len(b.edges) + 1 for b in made.bins):
         return "its bins are not whole"
     figures += [value for some in made.bins for part in (some.edges, some.low, some.high) for value in part]

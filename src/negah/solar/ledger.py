@@ -19,7 +19,7 @@ the next run; its row says that it failed until its chunk is committed once more
 import json
 import math
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,8 @@ CREATE TABLE looks (window INTEGER PRIMARY KEY, vector BLOB);
 """
 
 REASONS = "; "  # between the reasons for abstaining
+UNLIKE = "ground size out of range"  # the reason that no range holds for: what it was made on had other pixels
+CUT = "cut by the image's edge"  # the reason that says nothing against what is there
 # As a window is read: without its feature, which is large and read apart.
 COLUMNS = "id, source, status, probability, area_m2, area_low, area_high, cells, factor, abstained, NULL, refined"
 
@@ -317,6 +319,15 @@ class Ledger:
         share = round(math.fsum(areas) / every, 6) if every else 0.0
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))), share
 
+    def doubts(self) -> dict[str, float]:
+        """The share of all windows' area that is abstained for each reason; one window may count for several."""
+        against: defaultdict[str, list[float]] = defaultdict(list)
+        for reasons, area in self._all("SELECT abstained, area_m2 FROM windows WHERE abstained IS NOT NULL"):
+            for reason in reasons.split(REASONS):
+                against[reason].append(area)
+        every = math.fsum(self.areas())
+        return {reason: math.fsum(areas) / every for reason, areas in against.items()} if every else {}
+
     def found(self, threshold: float) -> int:
         """Windows with panels: of a probability of at least `threshold`."""
         return self._one("SELECT count(*) FROM windows WHERE probability >= ?", threshold)
@@ -338,7 +349,14 @@ class Ledger:
 
     def least_certain(self, threshold: float, count: int) -> list[Window]:
         """Windows with panels, those nearest to the threshold first."""
-        return self._ranked("probability >= ? ORDER BY probability, id", threshold, count)
+        return self._ranked("probability >= ? ORDER BY probability, id DESC", threshold, count)
+
+    def extremes(self, threshold: float, count: int) -> tuple[list[Window], list[Window]]:
+        """At most so many of the most and of the least certain windows with panels, none of them in both."""
+        found = self.found(threshold)
+        least = min(count, found // 2)
+        most = min(count, found - least)
+        return self.most_certain(threshold, most), self.least_certain(threshold, least)
 
     def areas(self) -> Float[ndarray, " n"]:
         """Panel areas of the windows that have some, in m2."""

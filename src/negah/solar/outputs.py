@@ -42,7 +42,7 @@ from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Ledger
 from negah.solar.merge import Component, Strip
 from negah.solar.plan import Failure, Plan, PlannedSource
-from negah.solar.regions import apply
+from negah.solar.regions import SUMS, apply
 
 CORNER = ".assembling"
 NAMES = (
@@ -58,6 +58,7 @@ TILE_COLUMNS = (
 )  # fmt: skip
 REFINED = "refined"  # the column of tiles.csv and panels.* where the survey is refined
 WGS84 = "EPSG:4326"
+ROUNDED = {**dict.fromkeys(SUMS.values(), 3), "panel_probability": 6}  # decimals in parcels.csv
 BLOCK = 256  # pixels along a block of a heat map
 
 
@@ -344,11 +345,11 @@ def write_layer(
 
 
 def write_parcels(assembly: Assembly, parcels: geopandas.GeoDataFrame) -> None:
-    """parcels.parquet with the outlines, parcels.csv without."""
+    """parcels.parquet with the outlines, parcels.csv without, its figures rounded as in tiles.csv."""
     with assembly.file("parcels.parquet") as path:
         parcels.to_parquet(path)
     with assembly.file("parcels.csv") as path:
-        pd.DataFrame(parcels.drop(columns=parcels.geometry.name)).to_csv(path, index=False)
+        pd.DataFrame(parcels.drop(columns=parcels.geometry.name)).round(pd.Series(ROUNDED)).to_csv(path, index=False)
 
 
 def write_json(content: object, path: Path) -> None:

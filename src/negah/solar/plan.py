@@ -245,11 +245,13 @@ def make_plan(
     region: Region | None = None,
     threads: int = 2,
     only: Collection[int] | None = None,
+    verb: str = "surveyed",
 ) -> Plan:
     """Open every source once and lay out its windows; one that cannot be opened or measured becomes a failure.
 
     fine: cells along a patch.  gsd_m: metres per pixel of rasters that do not say.  overlap: share of a window's side,
     in [0, 0.9).  only: positions of the sources to plan (None: all); these may fail one and all.
+    verb: what is to be done with them, for messages.
     Raises InputError when no source at all can be surveyed.
     """
     if not 0 <= overlap < 0.9:
@@ -278,7 +280,7 @@ def make_plan(
                 first += len(result.layout)
     if not planned and only is None:
         more = f" (and {len(failures) - 1} more that fail)" if len(failures) > 1 else ""
-        raise InputError(f"nothing can be surveyed: {failures[0].reason}{more}")
+        raise InputError(f"nothing can be {verb}: {failures[0].reason}{more}")
     return Plan(planned, failures)
 
 

@@ -236,7 +236,7 @@ def _map(overview: Overview, index: int, share: float) -> str:
         f'<figcaption><div class="under"><span class="name">{_text(overview.name)}</span><span>{told}</span></div>'
         f'<div class="under">{keys}'
         '<label class="control"><input type="checkbox" checked> outlines</label>'
-        '<label class="control">probability <input type="range" min="0" max="100" value="40" aria-label="Opacity of the'
+        '<label class="control">opacity <input type="range" min="0" max="100" value="40" aria-label="Opacity of the'
         ' probability layer"></label></div>'
         f'<p class="under control">{hint}.</p></figcaption></figure>'
     )
@@ -342,6 +342,8 @@ def _uri(kind: str, data: bytes) -> str:
 def _charts_lead(report: Report) -> str:
     areas = _finite(report.areas_m2)
     if not len(areas):
+        if report.not_looked_at and not len(_finite(report.probabilities)):
+            return "No window was looked at."
         return "No panels were found above the threshold."
     low, middle, high = np.percentile(areas, [25, 50, 75])
     return (
@@ -411,7 +413,8 @@ def _probabilities_chart(probabilities: Sequence[float], threshold: float, total
         for i, n in enumerate(counts)
     ]
     above = int((known >= threshold).sum())
-    told = f"{above:,} of {len(known):,} windows reach the threshold of {_number(threshold)}."
+    of, reach = f"{len(known):,} window{'s' * (len(known) != 1)}", "reaches" if above == 1 else "reach"
+    told = f"{above:,} of {of} {reach} the threshold of {_number(threshold)}."
     told += _of_all(len(probabilities), total) + " Heights grow with the logarithm."
     marks = [(i / 5, f"{i / 5:.1f}") for i in range(6)]
     at = threshold if 0 <= threshold <= 1 else None

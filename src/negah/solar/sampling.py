@@ -22,12 +22,15 @@ draws hold few of them, and the interval does not know of what was not met: wher
 is missed so, it holds in 8 of 10 draws instead of 9.  `expected_error` counts what may be missed with the finds' mean
 square and keeps a floor, so that such windows are drawn at all; only more labels tell more.
 
-Departures: the three figures are clipped at 0, and windows left unlabelled count as never drawn (`read_labels`).
+Departures: the three figures are clipped at 0, and windows from the first unlabelled one on count as never drawn
+(`read_labels`).
 """
 
 import csv
 import math
 from collections.abc import Sequence
+from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,10 +69,14 @@ class Row(NamedTuple):
 
 
 class Labels(NamedTuple):
-    """What was filled in: (true_m2, chance) by (source, window), and among how many windows they were drawn."""
+    """What was filled in: (true_m2, chance) by (source, window), and among how many windows they were drawn.
+
+    unused: rows that are filled in below the first empty one.
+    """
 
     rows: dict[tuple[str, str], tuple[float, float]]
     of_windows: int
+    unused: int = 0
 
 
 def expected_error(
@@ -186,11 +193,14 @@ def read_drawn(path: Path) -> list[Row]:
 
 
 def read_labels(path: Path) -> Labels:
-    """The rows that are filled in.
+    """The rows that are filled in, from the top to the first empty one.
 
-    chance: of being drawn and labelled, so the file's times the share of its rows that are filled in; right where it
-    was chance which ones were left, as in a file filled in from the top.  Without it the labelled windows would stand
-    for themselves alone, and what the others are off would be taken for nothing.  Raises InputError on what is wrong.
+    The file's order is random, so its first rows are a draw of their own.  Rows below a gap are not: who skips windows
+    skips those that are hard to label, and these are off by more.
+
+    chance: of being drawn and labelled, so the file's times the share of its rows that count.  Without it the labelled
+    windows would stand for themselves alone, and what the others are off would be taken for nothing.  Raises InputError
+    on what is wrong.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -221,14 +231,18 @@ def read_labels(path: Path) -> Labels:
             if not 0 < chance <= 1:
                 raise InputError(f"{where} has chance {row['chance']!r}, not above 0 and at most 1: leave it as it was")
             labels[key] = true, chance
-    filled = {key: label for key, label in labels.items() if label}
-    share = len(filled) / max(len(labels), 1)
-    if not filled:
+    if not any(labels.values()):
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
+    filled = {key: label for key, label in takewhile(itemgetter(1), labels.items()) if label}
+    if not filled:
+        raise InputError(
+            f"{path} has no true_m2 in its first row: fill it in from the top, 0 for no panels, and skip no window"
+        )
+    share, unused = len(filled) / len(labels), sum(label is not None for label in labels.values()) - len(filled)
     drawn_among = {row["of_windows"].strip() for _, row in rows if any(value.strip() for value in row.values())}
     if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
         raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
-    return Labels({key: (true, chance * share) for key, (true, chance) in filled.items()}, int(among))
+    return Labels({key: (true, chance * share) for key, (true, chance) in filled.items()}, int(among), unused)
 
 
 def _number(text: str) -> float:

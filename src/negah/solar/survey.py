@@ -30,7 +30,7 @@ from negah.progress import Progress, silent
 from negah.solar.area import Cells, glances, look_at
 from negah.solar.calibration import Calibration
 from negah.solar.footprint import FirstEstimate, footprint, mean_footprint
-from negah.solar.ledger import REASONS, Ledger, Window, pack
+from negah.solar.ledger import CUT, REASONS, UNLIKE, Ledger, Window, pack
 from negah.solar.merge import LEVEL
 from negah.solar.plan import Chunk, Plan, PlannedSource, chunks
 from negah.solar.regions import Region
@@ -399,7 +399,7 @@ def doubts_of(
         return None
     calibration, reasons = measure.calibration, []
     if not source.in_range or (calibration is not None and not calibration.covers(source.gsd_m)):
-        reasons.append("ground size out of range")
+        reasons.append(UNLIKE)
     if calibration is not None and calibration.fit.presence(probability) < 0.5:
         reasons.append("low probability")
     if spread > DIFFUSE and source.layout.x.cells * source.layout.y.cells >= POINTS * measure.fine**2:
@@ -411,7 +411,7 @@ def doubts_of(
         (box.col == 0, drawn[:, 0]), (box.col + box.width == source.width, drawn[:, -1]),
     )  # fmt: skip
     if any(at_edge and line.any() for at_edge, line in edges):
-        reasons.append("cut by the image's edge")
+        reasons.append(CUT)
     return REASONS.join(reasons) or None
 
 
