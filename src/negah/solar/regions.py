@@ -66,7 +66,7 @@ def read_polygons(path: Path, *, option: str) -> geopandas.GeoDataFrame:
         else:
             frame = geopandas.read_file(path)
     except Exception as error:  # pyogrio, pyarrow and GDAL each raise their own
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).partition("; It might help")[0]  # what follows is for programmers
         raise InputError(f"{option} {path} cannot be read as GeoJSON, GeoPackage or GeoParquet ({reason})") from error
     if not isinstance(frame, geopandas.GeoDataFrame) or not len(frame):
         raise InputError(f"{option} {path} holds no geometries: it needs at least one polygon")
