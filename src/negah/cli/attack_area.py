@@ -36,7 +36,7 @@ class AttackArea(show.Verb):
     eps: Annotated[tuple[Radius, ...], arg(metavar="E...")] = (1 / 255, 2 / 255)
     """Radii, where a pixel's range is 1."""
     images: Annotated[int, arg(metavar="N")] = 100
-    """At most so many windows, drawn at random."""
+    """At most so many windows: those with panels first, in random order."""
     steps: Annotated[int, arg(metavar="N")] = 20
     """Of each search."""
     seed: int = 0
@@ -65,6 +65,7 @@ class AttackArea(show.Verb):
             shown = f"{row['eps'] * 255:.3g}/255", f"{row['lowest']:,.1f}", f"{row['highest']:,.1f}"
             rows.append((*shown, noise, f"{row['filled']:.0f} of {result.windows - result.with_panels}"))
         header = ("eps", "lowest m2", "highest m2", "by noise", "empty windows filled")
-        show.table(rows, header=header, title=f"{result.windows} windows, {result.with_panels} with panels: their area")
+        title = f"{result.windows} windows, {result.with_panels} with panels: their area"
+        show.table(rows, header=header, title=f"{title} (drawn {result.drawn})")
         show.failures([(f"left out {name}", why) for name, why in result.failures], more="more pictures were left out")
         return status

@@ -1,5 +1,6 @@
 """Survey: a raster or tiles in; panels, square metres, intervals and files out; then labels that narrow the total."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,11 +138,13 @@ def shown(asked: Asked) -> list[Any]:
     text += parts.failed([(failure.source, failure.reason) for failure in summary.failures])
     rows = []
     for rests_on, total, low, high in asked.intervals:
+        if math.isnan(total):  # nothing could be looked at
+            continue
         between, width = "", ""
         if low is not None and high is not None:
             between, width = f"{low:,.0f} to {high:,.0f}", f"{high - low:,.0f}"
         rows.append((rests_on, f"{total:,.0f} m²", between, width))
-    table = parts.table(("rests on", "total", "interval, m²", "width"), rows)
+    table = parts.table(("rests on", "total", "interval, m²", "width"), rows) if rows else ""
     return [
         asked, text, parts.framed(summary.report, "Report of the survey"),
         parts.files([*(summary.out / name for name in (*NAMES, LABELS, FILLED)), summary.out.parent / area.FILE]),
