@@ -91,7 +91,7 @@ def test_describe_finds_captions_and_sorts(room, tmp_path):
     assert describe.panel.locator(".sheet img").count() == 2
     describe.panel.get_by_role("tab", name="Caption").click()
     describe.press("Caption")
-    describe.panel.get_by_text("In words").wait_for()
+    describe.panel.get_by_role("heading", name="In words").wait_for()
     describe.panel.get_by_role("tab", name="Classify").click()
     describe.panel.get_by_label("Classes").fill("grass\nwater")
     describe.press("Classify")
