@@ -66,9 +66,8 @@ class Verb:
     def __init_subclass__(cls) -> None:
         """Every field's default is told by `default_told`; of a repeatable one tyro says that it is."""
         for name, annotation in cls.__annotations__.items():
-            if get_origin(annotation) is not ClassVar and UseAppendAction not in getattr(
-                annotation, "__metadata__", ()
-            ):
+            repeatable = UseAppendAction in getattr(annotation, "__metadata__", ())
+            if get_origin(annotation) is not ClassVar and not repeatable:
                 cls.__annotations__[name] = Annotated[annotation, arg(help_behavior_hint=default_told)]
 
     def run(self) -> int:
