@@ -18,6 +18,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 UPLOAD_MB = 3
+SETTLED = 300  # ms after which a field that was just made keeps what is typed; Gradio needs about 30, a person more
 SOON = 60_000  # ms that anything on the page is waited for: long, for a machine that does other things as well
 
 
@@ -91,6 +92,7 @@ class Room:
         page.get_by_role("tab", name=name, exact=True).click()
         self.page, self.panel = page, page.get_by_role("tabpanel").filter(visible=True).first
         self.panel.get_by_text("Stop", exact=True).filter(visible=True).first.wait_for()
+        page.wait_for_timeout(SETTLED)
 
     def drop(self, *paths: Path) -> None:
         """Give it files, and wait until they are there."""
@@ -99,10 +101,15 @@ class Room:
 
     def tab(self, name: str) -> "Room":
         """Go to one of its own tabs, and see no more than that."""
-        self.panel.get_by_role("tab", name=name, exact=True).click()
+        self.turn(name)
         self.panel = self.panel.get_by_role("tabpanel").filter(visible=True)
-        self.panel.get_by_text("Stop", exact=True).first.wait_for()
         return self
+
+    def turn(self, name: str) -> None:
+        """Go to one of its own tabs, and still see what is beside it."""
+        self.panel.get_by_role("tab", name=name, exact=True).click()
+        self.panel.get_by_role("tabpanel").filter(visible=True).get_by_text("Stop", exact=True).first.wait_for()
+        self.page.wait_for_timeout(SETTLED)
 
     def press(self, button: str) -> None:
         self.panel.get_by_role("button", name=button, exact=True).filter(visible=True).first.click()

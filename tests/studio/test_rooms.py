@@ -89,10 +89,10 @@ def test_describe_finds_captions_and_sorts(room, tmp_path):
     describe.press("Search")
     describe.panel.get_by_text("cosine").nth(1).wait_for()
     assert describe.panel.locator(".sheet img").count() == 2
-    describe.panel.get_by_role("tab", name="Caption").click()
+    describe.turn("Caption")
     describe.press("Caption")
     describe.panel.get_by_role("heading", name="In words").wait_for()
-    describe.panel.get_by_role("tab", name="Classify").click()
+    describe.turn("Classify")
     describe.panel.get_by_label("Classes").fill("grass\nwater")
     describe.press("Classify")
     describe.panel.get_by_role("heading", name="grass").wait_for()
