@@ -1,5 +1,6 @@
 """A studio that runs as users run it, and Debian's chromium to use it with."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 ARGUMENTS = (
@@ -18,8 +20,17 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 UPLOAD_MB = 3
-SETTLED = 300  # ms after which a field that was just made keeps what is typed; Gradio needs about 30, a person more
+SETTLED = 300  # ms that a new field is given: for about 30 it loses what is typed, sooner than a person can type
 SOON = 60_000  # ms that anything on the page is waited for: long, for a machine that does other things as well
+OUTLINE = "#ffd23f"  # of panels on a map, which a picture in few colours keeps
+LONGEST = 150_000  # bytes of a picture
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pictures", type=Path,
+        help="make docs/studio.md's pictures of what tests/studio sees anew, in this folder: docs/img",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +103,11 @@ class Room:
         page.get_by_role("tab", name=name, exact=True).click()
         self.page, self.panel = page, page.get_by_role("tabpanel").filter(visible=True).first
         self.panel.get_by_text("Stop", exact=True).filter(visible=True).first.wait_for()
-        page.wait_for_timeout(SETTLED)
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until fields that were just made keep what is typed."""
+        self.page.wait_for_timeout(SETTLED)
 
     def drop(self, *paths: Path) -> None:
         """Give it files, and wait until they are there."""
@@ -109,7 +124,12 @@ class Room:
         """Go to one of its own tabs, and still see what is beside it."""
         self.panel.get_by_role("tab", name=name, exact=True).click()
         self.panel.get_by_role("tabpanel").filter(visible=True).get_by_text("Stop", exact=True).first.wait_for()
-        self.page.wait_for_timeout(SETTLED)
+        self.settle()
+
+    def example(self, button: str, file: str) -> None:
+        """Let it draw its own example, whose last file begins so."""
+        self.press(button)
+        self.panel.locator(f"a[download^='{file}']").filter(visible=True).last.wait_for()
 
     def press(self, button: str) -> None:
         self.panel.get_by_role("button", name=button, exact=True).filter(visible=True).first.click()
@@ -136,6 +156,48 @@ class Room:
 def room(page: Any) -> Callable[..., Room]:
     """Rooms of the studio by their tabs' names; in another window, where one is given."""
     return lambda name, window=page: Room(window, name)
+
+
+class Pictures:
+    """Keeps what a room shows for the docs, where pytest was given --pictures."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+
+    def take(self, page: Any, name: str, *, height: int = 900, top: Any = None, scheme: Any = "light") -> None:
+        """studio-NAME.png: `height` pixels of the page, from `top` on, in as many colours as LONGEST allows."""
+        if self.folder is None:
+            return
+        before = page.viewport_size
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": 390 if name.endswith("phone") else 1080, "height": height})
+        if top is not None:
+            top.evaluate("part => scrollTo(0, part.getBoundingClientRect().top + scrollY - 16)")
+        page.mouse.move(1, 1)
+        page.wait_for_timeout(1500)  # until nothing moves any more
+        shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        page.set_viewport_size(before)
+        page.emulate_media(color_scheme="null")
+        weighted = Image.new("RGB", (shot.width, shot.height + 30), OUTLINE)
+        weighted.paste(shot)
+        for colours in (256, 128, 64, 48, 32):
+            made = io.BytesIO()
+            palette = weighted.quantize(colours, method=Image.Quantize.MEDIANCUT)
+            shot.quantize(palette=palette, dither=Image.Dither.NONE).save(made, "PNG", optimize=True)
+            if made.tell() <= LONGEST:
+                break
+        (self.folder / f"studio-{name}.png").write_bytes(made.getvalue())
+
+    def quick(self, room: Room, settings: dict[str, str]) -> None:
+        """Numbers that make work short; for a picture the room stays as a user finds it."""
+        for label, value in settings.items() if self.folder is None else ():
+            room.number(label, value)
+
+
+@pytest.fixture
+def pictures(request: pytest.FixtureRequest) -> Pictures:
+    """Takes the pictures of the docs, if any are to be taken."""
+    return Pictures(request.config.getoption("--pictures", None))
 
 
 @pytest.fixture

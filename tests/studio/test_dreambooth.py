@@ -41,22 +41,25 @@ def drawn(imagined, way: str) -> str | None:
     return imagined.panel.locator(".sheet img").first.get_attribute("src")
 
 
-def test_a_thing_is_taught_and_drawn_at_once_and_again_from_its_files(room, page, tmp_path):
+def test_a_thing_is_taught_and_drawn_at_once_and_again_from_its_files(room, page, tmp_path, pictures):
     teach = room("Imagine").tab(TEACH)
-    teach.press("Draw a house in false colours as an example")
-    teach.panel.locator("a[download='house-3.png']").wait_for()
+    teach.example("Draw a house in false colours as an example", "house-3")
     teach.panel.get_by_role("button", name="More").click()
-    teach.panel.get_by_label("Learning rate").fill("0.01")
-    for label, value in QUICK.items():
-        teach.number(label, value)
+    teach.panel.get_by_label("Steps of drawing a picture").first.wait_for()
+    pictures.quick(teach, QUICK)
+    if pictures.folder is None:
+        teach.panel.get_by_label("Learning rate").fill("0.01")  # so that two steps tell
+    teach.panel.get_by_role("button", name="More").click()
     teach.press("Teach")
-    teach.panel.get_by_role("button", name="Draw a <new> house").wait_for()
-    assert "of 2" in teach.panel.locator("dl.totals").inner_text()
+    teach.panel.get_by_role("button", name="Draw a <new> house").wait_for(timeout=600_000)
+    assert " of " in teach.panel.locator("dl.totals").inner_text()
+    page.frame_locator("iframe").locator("h1").wait_for()
+    pictures.take(page, "imagine-teach", top=teach.panel.locator(".lead"))
     frame = page.locator("iframe[title='Report of DreamBooth']")
     assert frame.get_attribute("sandbox") == "allow-scripts"
     report = page.frame_locator("iframe[title='Report of DreamBooth']")
     assert report.locator("h1").inner_text() == "<new> house: at which step to stop"
-    assert json.loads(teach.downloaded("run.json").read_text())["arguments"]["class_images"] == 2
+    assert json.loads(teach.downloaded("run.json").read_text())["arguments"]["class_word"] == "house"
     files = [teach.downloaded(name).rename(tmp_path / name) for name in (LORA, EMBEDDINGS)]
 
     teach.press("Draw a <new> house")

@@ -1,9 +1,15 @@
 """Each room in a browser: upload, act, see the result, download."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from negah.progress import silent
+from negah.studio import attack as attacks
+from negah.studio import describe as describing
+from negah.studio import look as looks
 
 
 def noise(path, side=64):
@@ -11,18 +17,20 @@ def noise(path, side=64):
     return path
 
 
-def test_survey_of_a_raster(room, page, town):
+def test_survey_of_a_raster(room, page, pictures):
     survey = room("Survey")
-    survey.drop(town)
+    pictures.take(page, "survey-phone", height=844)
+    survey.example("Draw a town as an example", "town")
     survey.press("Survey")
     survey.panel.locator("dl.totals").wait_for()
-    assert "25 of 25 windows" in survey.panel.locator("dl.totals").inner_text()
+    assert "81 of 81 windows" in survey.panel.locator("dl.totals").inner_text()
     report = page.frame_locator("iframe[title='Report of the survey']")
     assert report.locator("h1").inner_text() == "Solar panels: town.tif"
     assert report.locator(".stage svg").is_visible()
-    assert report.get_by_text("town.tif", exact=True).count()  # as it was dropped, not where it lies meanwhile
+    assert report.get_by_text("town.tif", exact=True).count()  # its own name, not where it lies meanwhile
+    pictures.take(page, "survey", height=860, top=survey.panel.locator("dl.totals"))
     content = json.loads(survey.downloaded("run.json").read_text())
-    assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 25
+    assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 81
 
 
 def test_labels_of_a_few_windows_narrow_the_total(room, town):
@@ -56,39 +64,44 @@ def test_survey_says_what_is_missing(room, tmp_path):
     assert survey.panel.locator(".told .line").count() == 0
 
 
-def test_look_at_a_picture_layer_by_layer(room, page, tmp_path):
+def test_look_at_a_picture_layer_by_layer(room, page, tmp_path, pictures):
     look = room("Look")
-    look.drop(noise(tmp_path / "noise.png"))
-    look.number("Side in pixels that the model sees", "64")
+    look.drop(looks.house(tmp_path)(silent))
+    pictures.quick(look, {"Side in pixels that the model sees": "64"})
     look.press("Look")
     first = look.panel.get_by_alt_text("head 1")
     first.wait_for()
+    pictures.take(page, "look")
     last = first.get_attribute("src")
     look.number("Layer", "1")
     page.wait_for_function("old => document.querySelector('img[alt=\"head 1\"]').src !== old", arg=last)
 
 
-def test_attack_a_picture(room, tmp_path):
+def test_attack_a_picture(room, page, tmp_path, pictures):
     attack = room("Attack")
-    attack.drop(noise(tmp_path / "noise.png", 104))
+    attack.drop(attacks.house(tmp_path)(silent))
     attack.panel.get_by_role("button", name="More").click()
-    attack.number("Steps", "1")
+    pictures.quick(attack, {"Steps": "1"})
+    attack.panel.get_by_role("button", name="More").click()
+    attack.press("Attack")
+    attack.panel.get_by_text("The area", exact=True).wait_for()
+    pictures.take(page, "attack", height=960)
     attack.number("Radius", "1")
     attack.press("Attack")
-    attack.panel.get_by_alt_text("what was changed").wait_for()
-    text = attack.panel.inner_text()
-    assert "a pixel at most 1 grey levels" in text
+    attack.panel.get_by_text("a pixel at most 1 grey levels").wait_for()
+    assert attack.panel.get_by_alt_text("what was changed").is_visible()
     assert attack.panel.locator("table.plain tbody tr").count() == 2  # half a grey level, and one
 
 
-def test_describe_finds_captions_and_sorts(room, tmp_path):
+def test_describe_finds_captions_and_sorts(room, page, tmp_path, pictures):
     describe = room("Describe")
-    for name, colour in (("meadow", (60, 140, 50)), ("lake", (40, 90, 200))):
-        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
-    describe.drop(tmp_path / "meadow.png", tmp_path / "lake.png")
+    describe.drop(*map(Path, describing.houses(tmp_path)(silent)))
+    describe.panel.get_by_label("Words").fill("a swimming pool\nhouses with red roofs\nno trees")
+    describe.number("Best of each", "4")
     describe.press("Search")
-    describe.panel.get_by_text("cosine").nth(1).wait_for()
-    assert describe.panel.locator(".sheet img").count() == 2
+    describe.panel.get_by_role("heading", name="no trees").wait_for()
+    assert describe.panel.locator(".sheet img").count() == 12
+    pictures.take(page, "describe", height=860)
     describe.turn("Caption")
     describe.press("Caption")
     describe.panel.get_by_role("heading", name="In words").wait_for()
@@ -96,23 +109,22 @@ def test_describe_finds_captions_and_sorts(room, tmp_path):
     describe.panel.get_by_label("Classes").fill("grass\nwater")
     describe.press("Classify")
     describe.panel.get_by_role("heading", name="grass").wait_for()
-    assert describe.panel.locator(".sheet img").count() == 2
+    assert describe.panel.locator(".sheet img").count() == describing.EXAMPLES
 
 
-def test_imagine_side_by_side(room):
+def test_imagine_side_by_side(room, page, pictures):
     imagine = room("Imagine")
-    imagine.panel.get_by_label("Pictures each").fill("1")
-    imagine.panel.get_by_label("in an interval").uncheck()
     imagine.panel.get_by_role("button", name="More").click()
-    imagine.number("Steps", "2")
+    pictures.quick(imagine, {"Steps": "2"})
+    imagine.panel.get_by_role("button", name="More").click()
     imagine.press("Imagine")
-    imagine.panel.get_by_alt_text("classifier-free, seed 0").wait_for()
-    pictures = {img.get_attribute("src") for img in imagine.panel.locator(".sheet img").all()}
-    assert len(pictures) == 2
+    imagine.panel.get_by_alt_text("in an interval, seed 1").wait_for()
+    assert len({img.get_attribute("src") for img in imagine.panel.locator(".sheet img").all()}) == 6
+    pictures.take(page, "imagine", height=1010, top=page.get_by_role("tab", name="Survey", exact=True))
     assert Image.open(imagine.downloaded("none-000000.png")).size == (64, 64)
 
 
-def test_neighbours_by_keyboard_alone(page):
+def test_neighbours_by_keyboard_alone(page, pictures):
     page.get_by_role("tab", name="Survey", exact=True).focus()
     for _ in range(6):
         page.keyboard.press("Tab")
@@ -125,12 +137,17 @@ def test_neighbours_by_keyboard_alone(page):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.tagName") in ("TEXTAREA", "INPUT"):
             break
-    for text, verdict in (
-        ("mean(messages)", "Certified"), ("first(messages)", "Refuted"), ("__import__('os')", "is not understood"),
-    ):  # fmt: skip
+
+    def typed(text: str, verdict: str) -> None:
         page.keyboard.press("Control+A")
         page.keyboard.type(text)
         page.keyboard.press("Enter")
         panel.get_by_text(verdict).first.wait_for()
+
+    typed("sum(softmax(dot(h, messages)) * messages) + h", "Certified")
+    pictures.take(page, "neighbours-dark", scheme="dark")
+    typed("first(messages)", "Refuted")
+    pictures.take(page, "neighbours")
+    typed("__import__('os')", "is not understood")
     assert panel.locator(".graph circle.bad").count() == 3  # of the second one: a line that fails leaves it
     assert panel.locator(".stars figure").count() == 2

@@ -67,8 +67,8 @@ def lay_out(work: Work, pictures: Any) -> Given:
             told = gr.HTML(parts.empty("The map will be here, once its pictures say where they lie."))
     ground = gr.State(None)
     parts.wire(
-        work, "area", showing, [pictures], [ground, picture, told], prepare,
-        lambda found: [found, gr.update(value=found.image, visible=True), note(found, "")],
+        work, "area", showing, [pictures, corners], [ground, picture, told], prepare,
+        lambda shown: [shown[0], gr.update(value=drawn(*shown), visible=True), note(*shown)],
     )  # fmt: skip
 
     def click(event: gr.SelectData, found: Mosaic | None, text: str) -> str:
@@ -88,10 +88,10 @@ def lay_out(work: Work, pictures: Any) -> Given:
     return Given(ground, corners, areas, parcels)
 
 
-def prepare(folder: Path, files: Sequence[str] | None) -> Callable[[Progress], Mosaic]:
-    """The map that the page asks for."""
-    paths = gathered(files, folder)
-    return lambda progress: mosaic(find_sources(paths, root=folder / UPLOADED), longest=LONGEST, progress=progress)
+def prepare(folder: Path, files: Sequence[str] | None, corners: str) -> Callable[[Progress], tuple[Mosaic, str]]:
+    """The map that the page asks for, and the corners that are to be on it."""
+    sources = find_sources(gathered(files, folder), root=folder / UPLOADED)
+    return lambda progress: (mosaic(sources, longest=LONGEST, progress=progress), corners)
 
 
 def added(found: Mosaic | None, text: str, col: float, row: float) -> str:
