@@ -67,7 +67,7 @@ def test_the_doctor_knows_of_the_changes():
 
 @pytest.fixture
 def few_pictures(monkeypatch):
-    for name, number in (("TRAIN", 80), ("TEST", 40)):
+    for name, number in (("TRAIN", 20), ("TEST", 10)):
         monkeypatch.setattr(training, name, number)
 
 

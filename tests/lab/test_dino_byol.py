@@ -61,7 +61,7 @@ def test_the_path_goes_from_one_end_to_the_other_by_single_changes():
 
 
 def test_the_page_tells_of_each_step(tmp_path, monkeypatch):
-    for name, number in (("TRAIN", 80), ("TEST", 40)):
+    for name, number in (("TRAIN", 20), ("TEST", 10)):
         monkeypatch.setattr(training, name, number)
     page = dino_byol.run(tmp_path, Effort(steps=4, batch=8, say=lambda line: None))
     assert [panel.name for panel in page.panels] == ["path", "swaps"]

@@ -49,7 +49,7 @@ def test_bias_and_scale_of_the_evidence_are_taken_out():
     new = known(20, seed=9)
     area = np.array([cells.fraction(k.look).sum() for k in new])
     true = np.array([k.fraction.sum() for k in new])
-    plain = np.array([expit(halved(k.look.evidence.astype(np.float32))).sum() for k in new])
+    plain = np.array([expit(halved(k.look.evidence.astype(np.float32)[None])).sum() for k in new])
     assert np.median(abs(area / true - 1)) < 0.15 < 0.5 < np.median(abs(plain / true - 1))
     assert area.sum() == pytest.approx(true.sum(), rel=0.1)
 

@@ -68,12 +68,13 @@ class Pictures:
     classes: Sequence[str] = CLASSES
 
     @classmethod
-    def of(cls, effort: Effort, *, train: int = TRAIN, test: int = TEST) -> "Pictures":
-        """Shapes, or a random part of the data: so many at most of either kind.
+    def of(cls, effort: Effort, *, train: int | None = None, test: int | None = None) -> "Pictures":
+        """Shapes, or a random part of the data: so many at most of either kind, TRAIN and TEST where nothing is said.
 
         Test pictures are those below a folder, or in an archive, that is called test, where there are some; else a
         part of all.  Raises InputError where the data have no classes.
         """
+        train, test = train or TRAIN, test or TEST
         if not effort.data:
             known, others = shapes(train, SIDE, seed=0), shapes(test, SIDE, seed=1)
             return cls(known.images, known.labels, others.images, others.labels)

@@ -137,7 +137,7 @@ class Cells:
             fraction = expit(quarters(look.outputs @ layer[:, :-1].T + layer[:, -1]))
         else:
             score = self.bias + self.scale * look.evidence + np.tensordot(self.heads, look.share, 1)
-            fraction = expit(halved(score.astype(np.float32)))
+            fraction = expit(halved(score.astype(np.float32)[None])[0])
         if self.refine and look.image is not None:
             fraction = refined(fraction, look.inside(look.image))
         if look.first is not None:
@@ -213,16 +213,19 @@ def without_specks(fraction: Float[ndarray, "row col"], level: float, *, least: 
 
     Not those at the window's edge, which may go on in the next one.
     """
-    labels, count = cast(tuple[ndarray, int], ndimage.label(fraction >= level, np.ones((3, 3), int)))
+    inside = fraction >= level
+    if not inside[1:-1, 1:-1].any():  # most windows: nothing that could be a speck, and labelling takes long
+        return fraction
+    labels, count = cast(tuple[ndarray, int], ndimage.label(inside, np.ones((3, 3), int)))
     few = np.bincount(labels.ravel(), minlength=count + 1) < least
     few[0] = False
     few[np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])] = False
     return np.where(few[labels], np.float32(0), fraction)
 
 
-def halved(score: Float[ndarray, "row col"]) -> Float[ndarray, "row2 col2"]:
-    """A map of patches, interpolated to half patches."""
-    return F.interpolate(torch.from_numpy(score)[None, None], scale_factor=HALVES, mode="bicubic")[0, 0].numpy()
+def halved(scores: Float[ndarray, "n row col"]) -> Float[ndarray, "n row2 col2"]:
+    """Maps of patches, interpolated to half patches."""
+    return F.interpolate(torch.from_numpy(scores)[:, None], scale_factor=HALVES, mode="bicubic")[:, 0].numpy()
 
 
 def quarters(score: Num[ndarray, "row col 4"]) -> Num[ndarray, "row2 col2"]:
@@ -272,8 +275,8 @@ def best_level(fractions: Sequence[ndarray], known: Sequence[Known]) -> Level:
 
 
 def _columns(look: Look) -> Float[ndarray, "cell term"]:
-    maps = [np.ones_like(look.evidence), look.evidence, *look.share]
-    return np.stack([halved(m).ravel() for m in maps], 1).astype(float)
+    maps = halved(np.stack([np.ones_like(look.evidence), look.evidence, *look.share]))
+    return maps.reshape(len(maps), -1).T.astype(float)
 
 
 def _layer(known: Sequence[Known]) -> tuple[tuple[float, ...], ...]:
