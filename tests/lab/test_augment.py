@@ -1,5 +1,6 @@
 """Whether generated pictures help: what the detector is trained on, what the page says of it."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ def small(monkeypatch):
     monkeypatch.setattr(augment, "COUNTS", {"train": few, "test": few})
     monkeypatch.setattr(augment, "DRAWN", 10)
     monkeypatch.setattr(augment, "VIEWS", 2)
+    monkeypatch.setattr(augment, "Options", partial(augment.Options, sampler_steps=2))
 
 
 def test_rare_panels_are_red_and_nothing_else_about_them_is(small):

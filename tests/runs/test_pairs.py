@@ -51,7 +51,7 @@ def test_a_run_writes_a_model_that_is_read_again_whole(method, data, tmp_path):
 def test_coca_learns_what_it_is_shown(data, tmp_path):
     options = Options(
         epochs=150, batch=8, size=16, side=16, vocabulary=600, length=12, width=32, layers=2, lr=2e-3,
-        score=(str(data),), score_every=150,
+        score=(str(data),), score_every=150, checkpoint_every=150,
     )  # fmt: skip
     found = pretrain([str(data)], tmp_path / "out", "coca", "vit-micro/8", options)
     last = found.scores[-1]
