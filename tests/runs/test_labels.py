@@ -165,6 +165,9 @@ def test_labels_of_another_frame_are_refused_and_a_failed_run_leaves_none(town, 
 def test_more_labels_than_windows_are_all_windows(town, tmp_path):
     summary = run(town, tmp_path / "map", label_next=500)
     assert len(rows(tmp_path / "map/label-next.csv")) == 100
+    page = (tmp_path / "map/label-next.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 100 and "<b>100</b>" in page
+    assert f"{SIDE} x {SIDE} px, {(0.3 * SIDE) ** 2:,.0f} m² of ground" in page
     assert any("100 windows to label" in note for note in summary.notes)
 
 

@@ -661,7 +661,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "negah-survey-town/report.html" in out and "label next" not in out
     assert main([*argv, "--label-next", "3"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "label next: negah-survey-town/label-next.csv: fill in true_m2, then --labels" in out
+    assert "label next: negah-survey-town/label-next.csv (pictures: label-next.html): fill in true_m2" in out
     assert main([*argv, "--threshold", "0.9"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     (tmp_path / "zero.tif").write_bytes(b"")

@@ -34,8 +34,7 @@ def test_axe_finds_nothing_serious_in_the_parts_of_imagine(page, room, axe, sche
     page.evaluate(axe)
 
     def serious() -> list[str]:
-        # Beside files that were dropped stands a button of Gradio's own, to add some, with another one inside it.
-        found = page.evaluate("""() => axe.run({exclude: ['button[aria-label="common.upload"]']})""")["violations"]
+        found = page.evaluate("() => axe.run()")["violations"]
         return [each["id"] for each in found if each["impact"] in ("serious", "critical")]
 
     teach = room("Imagine").tab("Teach it a thing")
@@ -47,6 +46,9 @@ def test_axe_finds_nothing_serious_in_the_parts_of_imagine(page, room, axe, sche
     compare.press("Compare")
     compare.panel.locator("details[open]").wait_for()
     assert serious() == []
+    more = compare.panel.get_by_role("group", name="Add files")  # Gradio's own button, mended
+    with page.expect_file_chooser():
+        more.get_by_role("button").press("Enter")
     page.set_viewport_size({"width": 390, "height": 844})  # where the table and the curves are moved sideways
     assert serious() == []
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

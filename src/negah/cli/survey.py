@@ -111,7 +111,9 @@ class Survey(show.Verb):
             failed = [(failure.source, failure.reason) for failure in summary.failures]
             show.failures(failed, more=f"more failed: see {out / 'failures.csv'}")
             if summary.label_next is not None:
-                show.stdout().print(f"label next: {summary.label_next}: fill in true_m2, then --labels")
+                show.stdout().print(
+                    f"label next: {summary.label_next} (pictures: label-next.html): fill in true_m2, then --labels"
+                )
             show.stdout().print(f"report: {summary.report}")
         return 0 if summary.complete and not summary.warning else 3
 

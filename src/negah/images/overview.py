@@ -74,6 +74,26 @@ def mosaic(
 
     Raises InputError where none says its place.
     """
+    placed, crs, left_out = _places(sources, progress)
+    if crs is None:
+        raise InputError(f"none of the pictures can be laid on a map: {left_out[0] if left_out else 'there are none'}")
+    left, top = min(p.left for p in placed), max(p.top for p in placed)
+    right, bottom = max(p.right for p in placed), min(p.bottom for p in placed)
+    across, down = abs(placed[0].transform.a), abs(placed[0].transform.e)  # so that its pixels keep their shape
+    shrink = max(1.0, (right - left) / across / longest, (top - bottom) / down / longest)
+    map_ = Affine(across * shrink, 0, left, 0, -down * shrink, top)
+    image = np.full((max(1, round((top - bottom) / -map_.e)), max(1, round((right - left) / map_.a)), 3), 255, np.uint8)
+    for done, one in enumerate(placed):
+        progress("drawing", done, len(placed))
+        try:
+            _draw(one, image, map_)
+        except NegahError as error:
+            left_out.append(str(error))
+    return Mosaic(image, crs, map_, tuple(left_out))
+
+
+def _places(sources: Sequence[Source], progress: Progress) -> tuple[list[_Placed], CRS | None, list[str]]:
+    """Where the pictures lie, in the CRS of the first that has any, and why others cannot be shown."""
     placed: list[_Placed] = []
     left_out: list[str] = []
     crs: CRS | None = None
@@ -97,30 +117,20 @@ def mosaic(
                 (transform.c, transform.a, width), (transform.f, transform.e, height),
             ))  # fmt: skip
             placed.append(_Placed(source, transform, x0, y0, x1, y1))
-    if crs is None:
-        raise InputError(f"none of the pictures can be laid on a map: {left_out[0] if left_out else 'there are none'}")
-    left, top = min(p.left for p in placed), max(p.top for p in placed)
-    right, bottom = max(p.right for p in placed), min(p.bottom for p in placed)
-    across, down = abs(placed[0].transform.a), abs(placed[0].transform.e)  # so that its pixels keep their shape
-    shrink = max(1.0, (right - left) / across / longest, (top - bottom) / down / longest)
-    map_ = Affine(across * shrink, 0, left, 0, -down * shrink, top)
-    image = np.full((max(1, round((top - bottom) / -map_.e)), max(1, round((right - left) / map_.a)), 3), 255, np.uint8)
-    for done, one in enumerate(placed):
-        progress("drawing", done, len(placed))
-        cols = [min(round((x - left) / map_.a), image.shape[1]) for x in (one.left, one.right)]
-        rows = [min(round((y - top) / map_.e), image.shape[0]) for y in (one.top, one.bottom)]
-        if cols[0] == cols[1] or rows[0] == rows[1]:
-            continue  # smaller than a pixel of this map
-        try:
-            with one.source.open() as raster:
-                rgb, valid = overview(raster, (rows[1] - rows[0], cols[1] - cols[0]))
-        except NegahError as error:
-            left_out.append(str(error))
-            continue
-        turn = (
-            slice(None, None, -1 if one.transform.e > 0 else 1),
-            slice(None, None, -1 if one.transform.a < 0 else 1),
-        )
-        rgb, valid = rgb[turn], valid[turn]
-        image[slice(*rows), slice(*cols)][valid] = rgb[valid]
-    return Mosaic(image, crs, map_, tuple(left_out))
+    return placed, crs, left_out
+
+
+def _draw(one: _Placed, image: UInt8[ndarray, "h w 3"], map_: Affine) -> None:
+    """Lay one picture in its place; what is smaller than a pixel of the map is not seen."""
+    cols = [min(round((x - map_.c) / map_.a), image.shape[1]) for x in (one.left, one.right)]
+    rows = [min(round((y - map_.f) / map_.e), image.shape[0]) for y in (one.top, one.bottom)]
+    if cols[0] == cols[1] or rows[0] == rows[1]:
+        return
+    with one.source.open() as raster:
+        rgb, valid = overview(raster, (rows[1] - rows[0], cols[1] - cols[0]))
+    turn = (
+        slice(None, None, -1 if one.transform.e > 0 else 1),
+        slice(None, None, -1 if one.transform.a < 0 else 1),
+    )
+    rgb, valid = rgb[turn], valid[turn]
+    image[slice(*rows), slice(*cols)][valid] = rgb[valid]

@@ -4,10 +4,12 @@ Windows stand for the ground that no earlier window covers: the last one of a ro
 its new strip counts, is named in the file, and is to be labelled.  So every piece of ground is in one window.
 """
 
+import html
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -15,8 +17,9 @@ from numpy import ndarray
 
 from negah.errors import InputError, NegahError, OutputError
 from negah.images.bands import gdal_settings
-from negah.images.sources import find_sources
+from negah.images.sources import Source
 from negah.images.windows import Box
+from negah.runs.page import document, picture_uri
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
 from negah.solar.plan import Axis, Plan, PlannedSource
@@ -32,6 +35,12 @@ from negah.solar.sampling import (
     write_labels,
 )
 
+LOOKS = "label-next.html"
+SHOWN = 300  # windows on that page, some 25 kB each
+LOOKS_STYLE = """
+figure { display: inline-block; width: 13rem; margin: 0 1rem 1.5rem 0; vertical-align: top }
+img { image-rendering: pixelated } figcaption { font-size: 15px; overflow-wrap: anywhere }
+"""
 NOISE = 0.5  # relative error of a find's size where no calibration tells it
 
 
@@ -129,12 +138,43 @@ def next_of(windows: Scored, count: int, *, noise: float, seed: int) -> list[Row
     return rows
 
 
-def write_next(rows: Sequence[Row], out: Path) -> None:
-    """Write them for the user to fill in, whole or not at all."""
-    path, part = out / LABELS, out / f"{LABELS}.part"
+class Shot(NamedTuple):
+    """What is to be looked at in a window, and how much ground that is."""
+
+    pixels: UInt8[ndarray, "h w 3"]
+    ground_m2: float
+
+
+def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list[Shot]:
+    """These windows as pictures; grey where they cannot be read any more."""
+    by_name, planned = {source.name: source for source in sources}, {source.name: source for source in plan.sources}
+    shots = []
+    for row in rows:
+        source = planned[row.source]
+        index = next(k for k in range(len(source.layout)) if window_name(source, k) == row.window)
+        box, whole = new_box(source, index), source.layout.box(index)
+        try:
+            with gdal_settings(), by_name[row.source].open() as raster:
+                pixels = raster.read(box).rgb
+        except NegahError:
+            pixels = np.full((box.height, box.width, 3), 128, np.uint8)
+        share = box.width * box.height / (whole.width * whole.height)
+        shots.append(Shot(pixels, float(source.windows_m2(np.array([index]))[0]) * share))
+    return shots
+
+
+def write_next(rows: Sequence[Row], shots: Sequence[Shot], out: Path) -> None:
+    """Write them for the user to look at and to fill in, whole or not at all.  shots: of the first of the rows."""
+    page = page_of(rows, shots)
+    _written(out / LOOKS, lambda part: part.write_text(page, encoding="utf-8"))
+    _written(out / LABELS, lambda part: write_labels(rows, part))
+
+
+def _written(path: Path, write: Callable[[Path], object]) -> None:
+    part = path.with_name(f"{path.name}.part")
     try:
         try:
-            write_labels(rows, part)
+            write(part)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -142,27 +182,24 @@ def write_next(rows: Sequence[Row], out: Path) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): make room in the folder") from None
 
 
-def pictures_of(
-    out: Path, paths: Sequence[str], rows: Sequence[Row], *, root: Path | None = None
-) -> list[UInt8[ndarray, "h w 3"]]:
-    """What is to be looked at in these windows of the survey in `out`; grey where it cannot be read any more.
-
-    root: as of that survey.
-    """
-    sources = {source.name: source for source in find_sources(paths, root=root)}
-    with Ledger(out) as ledger:
-        planned = {source.name: source for source in ledger.plan().sources}
-    pictures = []
-    for row in rows:
-        source = planned[row.source]
-        index = next(k for k in range(len(source.layout)) if window_name(source, k) == row.window)
-        box = new_box(source, index)
-        try:
-            with gdal_settings(), sources[row.source].open() as raster:
-                pictures.append(raster.read(box).rgb)
-        except NegahError:
-            pictures.append(np.full((box.height, box.width, 3), 128, np.uint8))
-    return pictures
+def page_of(rows: Sequence[Row], shots: Sequence[Shot]) -> str:
+    """A page of windows to label, numbered as the rows of the file."""
+    cells, most = [], max((max(shot.pixels.shape) for shot in shots), default=1)
+    for number, (row, shot) in enumerate(zip(rows, shots), 1):
+        height, width = shot.pixels.shape[:2]
+        told = f"probability {row.probability:.2f}<br>{width} x {height} px, {shot.ground_m2:,.0f} m² of ground"
+        told += f"<br>{html.escape(f'{row.source} {row.window}')}"
+        cells.append(
+            f'<figure><img src="{picture_uri(shot.pixels)}" alt="window {number}" style="width: {width / most:.1%}">'
+            f"<figcaption><b>{number}</b> measured {row.area_m2:,.1f} m² <small>{told}</small></figcaption></figure>"
+        )
+    lead = (
+        f"<p>The number is the row in {LABELS}: fill in <code>true_m2</code>, the area of panels in the picture in "
+        "square metres, 0 for none, from the first row on without a gap.</p>"
+    )
+    if len(shots) < len(rows):
+        lead += f"<p>The first {len(shots):,} of {len(rows):,} windows.</p>"
+    return document("Windows to label", ["<h1>Windows to label</h1>", lead, *cells], style=LOOKS_STYLE)
 
 
 def labelled_total(windows: Scored, path: Path) -> Total:

@@ -296,7 +296,7 @@ def survey(
                     "totals": summary_dict(summary),
                 }, path)  # fmt: skip
         if to_label:
-            labels.write_next(to_label, out)
+            labels.write_next(to_label, labels.shots_of(plan, sources, to_label[: labels.SHOWN]), out)
     return summary
 
 

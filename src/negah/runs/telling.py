@@ -35,8 +35,8 @@ UNUSED = (
     "that are skipped are seldom skipped by chance."
 )
 TO_LABEL = (
-    "{path} names {count:,} windows to label: fill in true_m2, and give the same command again with --labels instead "
-    "of --label-next."
+    "{path} names {count:,} windows to label, and label-next.html beside it shows them: fill in true_m2, and give the "
+    "same command again with --labels instead of --label-next."
 )
 DOUBTED = (
     "The {what} does not hold here: {doubt}. The areas may be several times too large or too small, and what is given "

@@ -127,7 +127,7 @@ def served(*, port: int | None = None, upload_mb: int = 1000) -> Iterator[str]:
         )
         work = Work(Path())
         page = build(work)
-        from negah.studio.theme import CSS, theme
+        from negah.studio.theme import CSS, SCRIPT, theme
 
         os.chdir(home)
         try:
@@ -136,7 +136,7 @@ def served(*, port: int | None = None, upload_mb: int = 1000) -> Iterator[str]:
                 page.launch(
                     server_name=HOST, server_port=port if port is not None else free_port(), share=False, quiet=True,
                     prevent_thread_lock=True, show_error=True, ssr_mode=False, num_workers=0, footer_links=[],
-                    max_file_size=upload_mb * MEGABYTE, theme=theme(), css=CSS, run_history=False,
+                    max_file_size=upload_mb * MEGABYTE, theme=theme(), css=CSS, js=SCRIPT, run_history=False,
                     app_kwargs={"middleware": [(Guard, (), {"most": upload_mb * MEGABYTE + FORM})],
                                 "docs_url": None, "redoc_url": None},
                 )  # fmt: skip

@@ -8,11 +8,13 @@ from typing import Any
 
 from negah.errors import InputError
 from negah.images.overview import Mosaic
+from negah.images.sources import find_sources
 from negah.progress import Progress
 from negah.runs import labels
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
 from negah.runs.survey import Options, Summary, detector_of, survey, totals
+from negah.solar.ledger import Ledger
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
 from negah.studio import area, parts
@@ -22,6 +24,7 @@ EXAMPLE_PX = 900  # side of the generated town
 BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
 
 FILLED = "labels.csv"  # what was chosen, filled in
+FILES = (*NAMES, LABELS, labels.LOOKS, FILLED)  # as far as they are there
 ACCEPT = "Rows that I leave empty: what was measured is right"
 
 
@@ -147,7 +150,7 @@ def shown(asked: Asked) -> list[Any]:
     table = parts.table(("rests on", "total", "interval, m²", "width"), rows) if rows else ""
     return [
         asked, text, parts.framed(summary.report, "Report of the survey"),
-        parts.files([*(summary.out / name for name in (*NAMES, LABELS, FILLED)), summary.out.parent / area.FILE]),
+        parts.files([*(summary.out / name for name in FILES), summary.out.parent / area.FILE]),
         table,
     ]  # fmt: skip
 
@@ -170,9 +173,11 @@ def to_label(asked: Asked) -> list[Any]:
     import gradio as gr
 
     pictures, rows = [], []
-    shots = labels.pictures_of(asked.summary.out, asked.paths, asked.drawn, root=asked.summary.out.parent / UPLOADED)
-    for number, (row, pixels) in enumerate(zip(asked.drawn, shots, strict=True), 1):
-        pictures.append((pixels, f"{number}: {row.area_m2:,.1f} m²", f"probability {row.probability:.2f}"))
+    with Ledger(asked.summary.out) as ledger:
+        plan = ledger.plan()
+    shots = labels.shots_of(plan, find_sources(asked.paths, root=asked.summary.out.parent / UPLOADED), asked.drawn)
+    for number, (row, shot) in enumerate(zip(asked.drawn, shots, strict=True), 1):
+        pictures.append((shot.pixels, f"{number}: {row.area_m2:,.1f} m²", f"probability {row.probability:.2f}"))
         rows.append([str(number), f"{row.area_m2:,.1f}", ""])
     return [asked, parts.sheet(pictures, cell=150), gr.update(value=rows, visible=True)]
 

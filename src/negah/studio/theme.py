@@ -129,6 +129,20 @@ button[role=tab] { font-size: 15.5px !important; }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 """
 
+SCRIPT = """() => {
+  const mend = () => document.querySelectorAll("button[aria-label='common.upload']:has(button)").forEach((outer) => {
+    outer.setAttribute("role", "group");
+    outer.setAttribute("aria-label", "Add files");
+    outer.title = "Add files";
+    outer.tabIndex = -1;
+  });
+  new MutationObserver(mend).observe(document.body, {childList: true, subtree: true});
+}"""
+"""What Gradio's button to add files lacks: it is a button around another, named by a word that nobody translated.
+
+The inner one does the work; the outer one becomes a group with a name, which the keyboard passes over.
+"""
+
 
 def theme() -> Any:
     """A theme of Gradio; its fonts are those of the reader's system."""
