@@ -167,7 +167,7 @@ def test_more_labels_than_windows_are_all_windows(town, tmp_path):
     assert len(rows(tmp_path / "map/label-next.csv")) == 100
     page = (tmp_path / "map/label-next.html").read_text(encoding="utf-8")
     assert page.count("<img") == 100 and "<b>100</b>" in page
-    assert f"{SIDE} x {SIDE} px, {(0.3 * SIDE) ** 2:,.0f} m² of ground" in page
+    assert page.count(f">{(0.3 * SIDE) ** 2:,.0f} m² of ground<") == 100
     assert any("100 windows to label" in note for note in summary.notes)
 
 

@@ -36,7 +36,8 @@ from negah.solar.sampling import (
 )
 
 LOOKS = "label-next.html"
-SHOWN = 300  # windows on that page, some 25 kB each
+SHOWN = 300  # windows on that page ...
+LONGEST = 256  # ... and pixels along a whole window, so that it stays below some 50 MB
 LOOKS_STYLE = """
 figure { display: inline-block; width: 13rem; margin: 0 1rem 1.5rem 0; vertical-align: top }
 img { image-rendering: pixelated } figcaption { font-size: 15px; overflow-wrap: anywhere }
@@ -147,17 +148,20 @@ class Shot(NamedTuple):
 
 def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list[Shot]:
     """These windows as pictures; grey where they cannot be read any more."""
-    by_name, planned = {source.name: source for source in sources}, {source.name: source for source in plan.sources}
+    by_name, names = {source.name: source for source in sources}, {row.source for row in rows}
+    planned = {source.name: source for source in plan.sources if source.name in names}
+    indices = {name: {window_name(source, k): k for k in range(len(source.layout))} for name, source in planned.items()}
     shots = []
     for row in rows:
-        source = planned[row.source]
-        index = next(k for k in range(len(source.layout)) if window_name(source, k) == row.window)
+        source, index = planned[row.source], indices[row.source][row.window]
         box, whole = new_box(source, index), source.layout.box(index)
+        shrink = max(1.0, max(whole.width, whole.height) / LONGEST)
+        shape = max(1, round(box.height / shrink)), max(1, round(box.width / shrink))
         try:
             with gdal_settings(), by_name[row.source].open() as raster:
-                pixels = raster.read(box).rgb
+                pixels = raster.read(box, shape).rgb
         except NegahError:
-            pixels = np.full((box.height, box.width, 3), 128, np.uint8)
+            pixels = np.full((*shape, 3), 128, np.uint8)
         share = box.width * box.height / (whole.width * whole.height)
         shots.append(Shot(pixels, float(source.windows_m2(np.array([index]))[0]) * share))
     return shots
@@ -186,9 +190,9 @@ def page_of(rows: Sequence[Row], shots: Sequence[Shot]) -> str:
     """A page of windows to label, numbered as the rows of the file."""
     cells, most = [], max((max(shot.pixels.shape) for shot in shots), default=1)
     for number, (row, shot) in enumerate(zip(rows, shots), 1):
-        height, width = shot.pixels.shape[:2]
-        told = f"probability {row.probability:.2f}<br>{width} x {height} px, {shot.ground_m2:,.0f} m² of ground"
-        told += f"<br>{html.escape(f'{row.source} {row.window}')}"
+        width = shot.pixels.shape[1]
+        told = f"probability {row.probability:.2f}<br>{shot.ground_m2:,.0f} m² of ground<br>"
+        told += html.escape(f"{row.source} {row.window}")
         cells.append(
             f'<figure><img src="{picture_uri(shot.pixels)}" alt="window {number}" style="width: {width / most:.1%}">'
             f"<figcaption><b>{number}</b> measured {row.area_m2:,.1f} m² <small>{told}</small></figcaption></figure>"
