@@ -162,7 +162,7 @@ def test_continuing_gives_the_same_and_another_refinement_is_another_survey(tmp_
     before = (tmp_path / "out/tiles.csv").read_text()
     do([town], tmp_path / "out", detector)
     assert (tmp_path / "out/tiles.csv").read_text() == before
-    with pytest.raises(OutputError, match="refine was [0-9a-f]{12} there and is None now"):
+    with pytest.raises(OutputError, match="refine was [0-9a-f]{12} there and is not given now"):
         do([town], tmp_path / "out", detector, "none")
 
 

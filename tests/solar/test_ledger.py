@@ -109,7 +109,7 @@ def interrupted():
     [
         ({"model": "m", "gsd": 0.3}, INPUTS, None),
         ({"model": "other", "gsd": 0.3}, INPUTS, "model was m there and is other now"),
-        ({"model": "m"}, INPUTS, "gsd was 0.3 there and is None now"),
+        ({"model": "m"}, INPUTS, "gsd was 0.3 there and is not given now"),
         (FINGERPRINT, INPUTS[:1], "2 inputs and there are 1 now"),
         (FINGERPRINT, [Input("a.tif", 10, 6), INPUTS[1]], "a.tif has changed"),
         (FINGERPRINT, [INPUTS[0], Input("b.tif", 20, 7)], None),  # it failed: it may have been repaired

@@ -42,6 +42,7 @@ LOOKS_STYLE = """
 figure { display: inline-block; width: 13rem; margin: 0 1rem 1.5rem 0; vertical-align: top }
 img { image-rendering: pixelated } figcaption { font-size: 15px; overflow-wrap: anywhere }
 """
+ROUNDED_M2 = 0.001  # what an area loses in the file
 NOISE = 0.5  # relative error of a find's size where no calibration tells it
 
 
@@ -187,28 +188,29 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def page_of(rows: Sequence[Row], shots: Sequence[Shot]) -> str:
-    """A page of windows to label, numbered as the rows of the file."""
+    """A page of windows to label, numbered as a spreadsheet numbers their rows: the header is the first."""
     cells, most = [], max((max(shot.pixels.shape) for shot in shots), default=1)
-    for number, (row, shot) in enumerate(zip(rows, shots), 1):
+    for number, (row, shot) in enumerate(zip(rows, shots), 2):
         width = shot.pixels.shape[1]
-        told = f"probability {row.probability:.2f}<br>{shot.ground_m2:,.0f} m² of ground<br>"
+        told = f"measured, probability {row.probability:.2f}<br>{shot.ground_m2:,.0f} m² of ground<br>"
         told += html.escape(f"{row.source} {row.window}")
         cells.append(
-            f'<figure><img src="{picture_uri(shot.pixels)}" alt="window {number}" style="width: {width / most:.1%}">'
-            f"<figcaption><b>{number}</b> measured {row.area_m2:,.1f} m² <small>{told}</small></figcaption></figure>"
+            f'<figure><img src="{picture_uri(shot.pixels)}" alt="row {number}" style="width: {width / most:.1%}">'
+            f"<figcaption><b>row {number}</b>: {row.area_m2:,.1f} m² <small>{told}</small></figcaption></figure>"
         )
     lead = (
-        f"<p>The number is the row in {LABELS}: fill in <code>true_m2</code>, the area of panels in the picture in "
-        "square metres, 0 for none, from the first row on without a gap.</p>"
+        f"<p>Each picture is a row of {LABELS}, as a spreadsheet counts them: fill in <code>true_m2</code>, the area "
+        "of panels in the picture in square metres, 0 for none, from row 2 on without a gap.</p>"
     )
     if len(shots) < len(rows):
         lead += f"<p>The first {len(shots):,} of {len(rows):,} windows.</p>"
     return document("Windows to label", ["<h1>Windows to label</h1>", lead, *cells], style=LOOKS_STYLE)
 
 
-def labelled_total(windows: Scored, path: Path) -> Total:
+def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
     """The total of the surveyed ground from all areas and the labels of some windows.
 
+    Also whether none of these was off while others have no label: then the interval is a point that knows too little.
     Raises InputError where the labels are not of this survey's windows, or too few.
     """
     labels = read_labels(path)
@@ -222,7 +224,8 @@ def labelled_total(windows: Scored, path: Path) -> Total:
         raise InputError(f"{path} names window {unknown[0][1]} of {unknown[0][0]}, which this survey did not score")
     sampled = np.array([found[key] for key in labels.rows])
     true, chance = np.array(list(labels.rows.values())).T
-    return total(windows.area_m2, sampled, true, chance)
+    same = np.allclose(true, windows.area_m2[sampled], rtol=0, atol=ROUNDED_M2)
+    return total(windows.area_m2, sampled, true, chance), bool(same) and len(sampled) < len(windows.area_m2)
 
 
 def places_of(windows: Scored, wanted: Mapping[tuple[str, str], object]) -> dict[tuple[str, str], int]:

@@ -37,6 +37,7 @@ from negah.runs import also, labels, refine
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
     LABELLED,
+    NONE_OFF,
     OUTLINES,
     SCORED,
     TO_LABEL,
@@ -219,9 +220,11 @@ def survey(
                     to_label = labels.next_of(windows, options.label_next, noise=noise, seed=LABEL_SEED)
                     notes.insert(0, TO_LABEL.format(path=out / LABELS, count=len(to_label)))
                 if options.labels:
-                    total, low, high, labelled = labels.labelled_total(windows, options.labels)
-                    rests_on = f"90 %, from {labelled:,} labelled windows"
+                    (total, low, high, labelled), none_off = labels.labelled_total(windows, options.labels)
+                    rests_on = f"90 %, from {labelled:,} labelled windows" + ", none of which was off" * none_off
                     notes.insert(0, LABELLED)
+                    if none_off:
+                        notes.insert(1, NONE_OFF)
                     if unused:
                         row = "1 that is filled in" if unused == 1 else f"{unused:,} that are filled in"
                         are = "is" if unused == 1 else "are"

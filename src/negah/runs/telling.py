@@ -46,6 +46,10 @@ LABELLED = (
     "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator): its "
     "range holds for this region, whatever the model's errors. Panels and files are as measured."
 )
+NONE_OFF = (
+    "None of the labelled windows was off, so the range is hardly more than a point. It knows nothing of errors that "
+    "these windows did not happen to meet: label more of them before you rely on it."
+)
 
 Precision = Literal["auto", "fp32", "bf16"]
 

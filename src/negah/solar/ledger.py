@@ -159,7 +159,8 @@ class Ledger:
         old = self._about("fingerprint")
         for key in {**old, **fingerprint}:
             if old.get(key) != fingerprint.get(key):
-                return f"{key} was {old.get(key)} there and is {fingerprint.get(key)} now"
+                was, now = ("not given" if each.get(key) is None else each[key] for each in (old, fingerprint))
+                return f"{key} was {was} there and is {now} now"
         count = self._one("SELECT count(*) FROM inputs")
         if count != len(inputs):
             return f"it had {count} inputs and there are {len(inputs)} now"
