@@ -91,13 +91,21 @@ def test_labels_that_agree_leave_the_total_and_narrow_it(town, tmp_path):
 def test_labels_correct_a_detector_that_is_off(town, tmp_path):
     out = tmp_path / "map"
     first = run(town, out, threshold=0.0, label_next=60)
-    fill(out / "label-next.csv", lambda row: 2 * float(row["area_m2"]) + 1)
+    fill(out / "label-next.csv", lambda row: float(row["area_m2"]) / 2 + 1)
     second = run(town, out, threshold=0.0, labels=out / "label-next.csv")
-    true = 2 * sum(float(row["area_m2"]) for row in rows(out / "tiles.csv")) + 100
+    true = sum(float(row["area_m2"]) for row in rows(out / "tiles.csv")) / 2 + 100
     assert second.area_low is not None and second.area_high is not None
     assert second.area_low <= true <= second.area_high and abs(second.area_m2 / true - 1) < 0.1
     assert second.rests_on == "90 %, from 60 labelled windows"
     assert abs(first.area_m2 / true - 1) > 0.4
+
+
+def test_a_label_larger_than_its_window_is_refused(town, tmp_path):
+    run(town, tmp_path / "map", label_next=8)
+    path = tmp_path / "map" / LABELS
+    fill(path, lambda row: 120.0)  # one decimal point is missing: windows are of 92 m2
+    with pytest.raises(InputError, match=r"true_m2 120 for window c\d+_r\d+ of .*town.tif, which is 92 m² of ground"):
+        run(town, tmp_path / "map", labels=path)
 
 
 def test_what_cannot_be_labelled_is_said_before_the_survey_begins(town, tmp_path):

@@ -647,6 +647,26 @@ def test_full_disk_is_said_in_a_line_and_nothing_half_done_is_left(tmp_path, siz
     assert left == "[]"
 
 
+def test_heat_maps_of_other_surveys_are_no_pictures(tmp_path):
+    places = tmp_path / "places"
+    places.mkdir()
+    detectors = [Detector.random(window_px=32)]
+    for count in (1, 2):  # heatmap.tif, then heatmaps/
+        write_tif(places / f"town{count}.tif", town())
+        made = survey([str(places)], places / f"map{count}", detectors, Options(precision="fp32"))
+        assert made.sources == count
+    assert list(places.glob("map1/heatmap.tif")) and len(list(places.glob("map2/heatmaps/*.tif"))) == 2
+    assert survey([str(places)], tmp_path / "out", detectors, Options(precision="fp32")).sources == 2
+
+
+def test_centimetres_are_not_taken_for_metres(tmp_path):
+    Image.fromarray(town()).save(tmp_path / "tile.png")
+    with pytest.raises(
+        InputError, match="--gsd 30: no panel can be seen in pixels of so many metres; 30 cm are --gsd 0.3"
+    ):
+        survey([str(tmp_path / "tile.png")], tmp_path / "out", [Detector.random(window_px=32)], Options(gsd_m=30))
+
+
 def test_command_line(tmp_path, capsys, monkeypatch):
     write_tif(tmp_path / "town.tif", town())
     save(Detector.random(window_px=32), tmp_path / "model.safetensors")

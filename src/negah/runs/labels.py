@@ -211,7 +211,7 @@ def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
     """The total of the surveyed ground from all areas and the labels of some windows.
 
     Also whether none of these was off while others have no label: then the interval is a point that knows too little.
-    Raises InputError where the labels are not of this survey's windows, or too few.
+    Raises InputError where the labels are not of this survey's windows, larger than these, or too few.
     """
     labels = read_labels(path)
     if labels.of_windows != len(windows.number):
@@ -224,6 +224,12 @@ def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
         raise InputError(f"{path} names window {unknown[0][1]} of {unknown[0][0]}, which this survey did not score")
     sampled = np.array([found[key] for key in labels.rows])
     true, chance = np.array(list(labels.rows.values())).T
+    if (large := np.flatnonzero(true > 1.01 * windows.ground_m2[sampled])).size:
+        (name, window), most = list(labels.rows)[large[0]], float(windows.ground_m2[sampled[large[0]]])
+        raise InputError(
+            f"{path} has true_m2 {true[large[0]]:,.10g} for window {window} of {name}, which is {most:,.0f} m² of "
+            "ground: give the square metres of panels in it"
+        )
     same = np.allclose(true, windows.area_m2[sampled], rtol=0, atol=ROUNDED_M2)
     return total(windows.area_m2, sampled, true, chance), bool(same) and len(sampled) < len(windows.area_m2)
 

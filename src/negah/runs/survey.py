@@ -128,9 +128,9 @@ def survey(
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
     parcels = read_polygons(options.parcels, option="--parcels") if options.parcels else None
-    sources = [source for source in find_sources(paths, root=root) if not _lies_in(source, out)]
+    sources = [source for source in find_sources(paths, root=root) if not _made_by_a_survey(source, out)]
     if not sources:
-        raise InputError(f"nothing to survey: all images found lie in the output folder {out}")
+        raise InputError(f"nothing to survey: all images found were made by surveys, in {out} or another output folder")
     fingerprint = {
         "negah": __version__,
         "torch": torch.__version__,
@@ -511,8 +511,16 @@ def _digest(path: Path | None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path else None
 
 
-def _lies_in(source: Source, out: Path) -> bool:
-    return source.path is not None and os.path.abspath(source.path).startswith(os.path.abspath(out) + os.sep)
+def _made_by_a_survey(source: Source, out: Path) -> bool:
+    """Whether it lies in the output folder of this survey, or is a heat map in that of another."""
+    if source.path is None:
+        return False
+    path = Path(os.path.abspath(source.path))
+    if Path(os.path.abspath(out)) in path.parents:
+        return True
+    if path.parent.name == "heatmaps":
+        return (path.parents[1] / LEDGER).exists()
+    return path.name == "heatmap.tif" and (path.parent / LEDGER).exists()
 
 
 def _title(paths: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ from negah.probe.detector import DetectorInfo
 from negah.solar.regions import Region
 
 LATTICE = 9  # points per axis at which the true area of a pixel is computed; between them it is interpolated
+MOST_GSD_M = 10.0  # that --gsd may say: more is most likely meant in centimetres
 LONGEST_RUN = 4096  # windows in a chunk, however few of them are scored
 
 
@@ -258,6 +259,8 @@ def make_plan(
         raise InputError(f"--overlap must be at least 0 and below 0.9 of a window's side, not {overlap:g}")
     if gsd_m is not None and not 0 < gsd_m < math.inf:
         raise InputError(f"--gsd must be a positive number of metres per pixel, not {gsd_m:g}")
+    if gsd_m is not None and gsd_m > MOST_GSD_M:
+        raise InputError(f"--gsd {gsd_m:g}: no panel can be seen in pixels of so many metres; 30 cm are --gsd 0.3")
 
     def attempt(item: tuple[int, Source]) -> PlannedSource | Failure:
         position, source = item
