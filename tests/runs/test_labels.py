@@ -178,7 +178,7 @@ def test_more_labels_than_windows_are_all_windows(town, tmp_path):
     page = (tmp_path / "map/label-next.html").read_text(encoding="utf-8")
     assert page.count("<img") == 100 and "<b>row 101</b>" in page
     assert page.count(f">{(0.3 * SIDE) ** 2:,.0f} m² of ground<") == 100
-    assert any("100 windows to label" in note for note in summary.notes)
+    assert any("100 windows to label, and label-next.html beside it" in note for note in summary.notes)
 
 
 def test_the_new_part_of_a_window_is_its_end():

@@ -169,7 +169,7 @@ def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list
 
 
 def write_next(rows: Sequence[Row], shots: Sequence[Shot], out: Path) -> None:
-    """Write them for the user to look at and to fill in, whole or not at all.  shots: of the first of the rows."""
+    """Write a page to look at and a table to fill in, each whole or not at all.  shots: of the first of the rows."""
     page = page_of(rows, shots)
     _written(out / LOOKS, lambda part: part.write_text(page, encoding="utf-8"))
     _written(out / LABELS, lambda part: write_labels(rows, part))

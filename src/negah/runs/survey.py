@@ -218,7 +218,7 @@ def survey(
                 if options.label_next:
                     noise = measure.calibration.noise if measure.calibration else labels.NOISE
                     to_label = labels.next_of(windows, options.label_next, noise=noise, seed=LABEL_SEED)
-                    notes.insert(0, TO_LABEL.format(path=out / LABELS, count=len(to_label)))
+                    notes.insert(0, TO_LABEL.format(path=out / LABELS, page=labels.LOOKS, count=len(to_label)))
                 if options.labels:
                     (total, low, high, labelled), none_off = labels.labelled_total(windows, options.labels)
                     rests_on = f"90 %, from {labelled:,} labelled windows" + ", none of which was off" * none_off

@@ -35,7 +35,7 @@ UNUSED = (
     "that are skipped are seldom skipped by chance."
 )
 TO_LABEL = (
-    "{path} names {count:,} windows to label, and label-next.html beside it shows them: fill in true_m2, and give the "
+    "{path} names {count:,} windows to label, and {page} beside it shows them: fill in true_m2, and give the "
     "same command again with --labels instead of --label-next."
 )
 DOUBTED = (
