@@ -77,7 +77,9 @@ def test_labels_that_agree_leave_the_total_and_narrow_it(town, tmp_path):
     windows = {row["window"]: row for row in rows(out / "tiles.csv")}
     assert all(windows[row["window"]]["bounds"] == row["bounds"] for row in names)
     assert any("30 windows to label" in note for note in first.notes)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(
+        InputError, match="is there already: fill it in and give it to --labels, with --label-next beside"
+    ):
         run(town, out, threshold=0.5, label_next=30)
     fill(out / "label-next.csv", lambda row: float(row["area_m2"]))
     second = run(town, out, threshold=0.5, labels=out / "label-next.csv")
@@ -86,6 +88,72 @@ def test_labels_that_agree_leave_the_total_and_narrow_it(town, tmp_path):
     assert second.rests_on == "90 %, from 30 labelled windows, none of which was off" and second.continued
     assert any("did not happen to meet" in note for note in second.notes)
     assert len(rows(out / "label-next.csv")) == 30  # nothing of it is lost
+
+
+def test_more_windows_can_be_labelled_beside_those_that_are(town, tmp_path):
+    out = tmp_path / "map"
+    run(town, out, threshold=0.0, label_next=20)
+    first = out / "label-next.csv"
+    fill(first, lambda row: float(row["area_m2"]) / 2 + 1)
+    kept = first.read_bytes()
+    few = run(town, out, threshold=0.0, labels=first)
+    more = run(town, out, threshold=0.0, labels=first, label_next=30)
+    second = out / "label-next-2.csv"
+    assert more.label_next == second and first.read_bytes() == kept and more.area_low == few.area_low
+    table = rows(second)
+    assert [row["draw"] for row in table] == ["1"] * 20 + ["2"] * 30
+    assert len({row["window"] for row in table}) == 50
+    assert [row["true_m2"] for row in table[:20]] == [row["true_m2"] for row in rows(first)]
+    page = (out / "label-next-2.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 30 and "<b>row 22</b>" in page and "<b>row 51</b>" in page
+    with pytest.raises(InputError, match="label-next-2.csv has 30 rows without true_m2: fill them in before more"):
+        run(town, out, threshold=0.0, labels=second, label_next=10)
+    fill(second, lambda row: float(row["area_m2"]) / 2 + 1)
+    both = run(town, out, threshold=0.0, labels=second)
+    true = sum(float(row["area_m2"]) for row in rows(out / "tiles.csv")) / 2 + 100
+    assert both.labelled == 50 and both.area_low <= true <= both.area_high
+    assert both.area_high - both.area_low < few.area_high - few.area_low
+    run(town, out, threshold=0.0, labels=second, label_next=500)
+    assert len(rows(out / "label-next-3.csv")) == 100
+    fill(out / "label-next-3.csv", lambda row: 2.0)
+    every = run(town, out, threshold=0.0, labels=out / "label-next-3.csv")
+    assert every.area_low == every.area_m2 == every.area_high == 200
+    with pytest.raises(InputError, match="no scored window is without a label"):
+        run(town, out, threshold=0.0, labels=out / "label-next-3.csv", label_next=5)
+
+
+def test_a_survey_says_which_labels_it_does_not_rest_on(town, tmp_path):
+    out = tmp_path / "map"
+    assert not run(town, out, label_next=5).remarks
+    assert not run(town, out).remarks  # nothing is filled in
+    fill(out / LABELS, lambda row: 1.0)
+    again = run(town, out)
+    assert again.remarks == [f"{out / LABELS} holds 5 labels on which this total does not rest: give it to --labels."]
+    assert again.remarks[0] in again.notes and not run(town, out, labels=out / LABELS).remarks
+    shutil.copy(town, tmp_path / "city.tif")
+    other = survey([str(tmp_path / "city.tif")], out, [Detector.random(window_px=SIDE)], Options(overwrite=True))
+    assert not other.remarks and (out / LABELS).exists()  # they are of other windows
+
+
+def test_the_page_of_windows_has_a_scale_and_what_was_found(tmp_path):
+    """A window whose left half is panel, then half a window with nothing: each with its outline and a bar."""
+    path, out = tmp_path / "strip.tif", tmp_path / "map"
+    image = np.zeros((3, SIDE, 3 * SIDE // 2), np.uint8)
+    image[:, :, : SIDE // 2] = 255
+    with rasterio.open(
+        path, "w", driver="GTiff", width=image.shape[2], height=SIDE, count=3, dtype="uint8", crs="EPSG:32633",
+        transform=from_origin(500_000, 5_800_000, 0.3, 0.3),
+    ) as file:  # fmt: skip
+        file.write(image)
+    survey([str(path)], out, [Bright()], Options(precision="fp32", label_next=2))
+    figures = (out / "label-next.html").read_text(encoding="utf-8").split("<figure>")[1:]
+    (half,) = (figure for figure in figures if "c16_r0" in figure)
+    (whole,) = (figure for figure in figures if "c0_r0" in figure)
+    # windows of 4 x 4 cells, of which the second shows the last two columns; both are 0.3 m a pixel
+    assert 'viewBox="0 0 4 4"' in whole and 'viewBox="2 0 2 4"' in half
+    assert all(f"M2 {row}v1" in whole for row in range(4)) and "v1" not in half
+    assert 'style="width: 20.8%">2 m<' in whole and 'style="width: 41.7%">2 m<' in half  # of 9.6 and 4.8 m
+    assert 'style="width: 100.0%"><div class="photo">' in whole and 'style="width: 50.0%"><div class="photo">' in half
 
 
 def test_labels_correct_a_detector_that_is_off(town, tmp_path):
@@ -213,3 +281,4 @@ def test_labels_below_a_gap_are_left_out_and_that_is_said(town, tmp_path):
     summary = run(town, tmp_path / "out", labels=path)
     assert summary.labelled == count - 5
     assert any("empty row above 4 that are filled in" in note for note in summary.notes)
+    assert len(summary.remarks) == 1 and summary.remarks[0] in summary.notes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 
 from negah.errors import InputError
 from negah.solar import sampling
@@ -105,7 +105,7 @@ def test_the_formula_by_hand():
     got = total(area, sampled, np.array([12.0, 4.0, 1.0]), np.array([1.0, 0.5, 0.25]))
     # d / chance: 2, certain; -2 and 4.  A = (0.5 * -2 + 0.75 * 4) / 1.25 = 1.6; v = 2 (0.5 * 3.6^2 + 0.75 * 2.4^2)
     error = 6.313751514675043 * np.sqrt(2 * (0.5 * 3.6**2 + 0.75 * 2.4**2))  # t of 1 degree of freedom, 95 %
-    assert got == pytest.approx((19.0, 0.0, 19.0 + error, 3))
+    assert got == pytest.approx((19.0, 17.0, 19.0 + error, 3))  # the labelled windows alone hold 17
 
 
 def test_all_labelled_is_the_exact_sum():
@@ -127,6 +127,61 @@ def test_figures_are_not_below_zero():
     area, sampled = np.full(10, 1.0), np.array([0, 1, 2])
     got = total(area, sampled, np.array([0.0, 0.0, 0.0]), np.array([0.1, 0.2, 0.3]))
     assert got.low == 0 and 0 <= got.value <= got.high
+
+
+def test_the_labelled_windows_hold_at_least_what_they_hold():
+    """One large array was missed, and all other labels are 0: the range must not reach below what was seen."""
+    area, true, chance = np.zeros(100), np.zeros(100), np.full(100, 0.1)
+    true[7] = 300.0
+    got = total(area, np.array([7, 20, 30, 40]), true[[7, 20, 30, 40]], chance[[7, 20, 30, 40]])
+    assert got.low == 300.0 < got.value == 3000.0 < got.high
+    nothing = total(np.full(100, 9.0), np.array([7, 20, 30]), true[[7, 20, 30]], np.full(3, 0.9))
+    assert nothing.low >= 300.0 and nothing.value >= 300.0 and nothing.high >= nothing.value
+
+
+@pytest.mark.parametrize("changes", [{}, {"factor": 0.3}, {"found": 0.7}], ids=["good", "a third", "blind to some"])
+def test_windows_drawn_later_tell_as_much_as_if_they_had_been_drawn_at_once(changes):
+    held, off, widths = [], [], []
+    for seed in range(4):
+        area, probability, true = town(seed, **changes)
+        error = expected_error(area, probability, noise=0.5, window_m2=WINDOW_M2)
+        values = []
+        for k in range(200):
+            first = inclusion(error, 60)
+            sampled = draw(first, seed=2 * k)
+            left = np.setdiff1d(np.arange(len(area)), sampled)
+            later = inclusion(error[left], 40)
+            new = draw(later, seed=2 * k + 1)
+            index, turn = np.append(sampled, left[new]), np.repeat([1, 2], [60, 40])
+            got = total(area, index, true[index], np.append(first[sampled], later[new]), drawn=turn)
+            values.append(got.value)
+            held.append(got.low <= true.sum() <= got.high)
+            widths.append(got.high - got.low)
+        off.append((np.array(values) - true.sum()) / np.std(values))
+        _, low, high = repeated(area, true, inclusion(error, 100)).T
+        assert np.mean(widths) == pytest.approx((high - low).mean(), rel=0.25)
+        widths.clear()
+    assert 0.86 < np.mean(held) < 0.95
+    assert abs(np.mean(off)) < 4 / np.sqrt(np.size(off))
+
+
+def test_two_draws_by_hand():
+    area, sampled = np.zeros(20), np.arange(6)
+    true, chance = np.array([1.0, 3.0, 2.0, 2.0, 6.0, 1.0]), np.array([0.5, 0.5, 0.25, 0.25, 0.25, 1.0])
+    got = total(area, sampled, true, chance, drawn=np.array([1, 1, 2, 2, 2, 2]))
+    # the first draw: 2 + 6, variance 2 (0.5 * 2^2 + 0.5 * 2^2) = 8; the second: 1 + 3 known, 8 + 8 + 24 and 1 certain
+    value = 2 / 5 * 8 + 3 / 5 * (4 + 40 + 1)
+    a, b = (2 / 5) ** 2 * 8, (3 / 5) ** 2 * (3 / 2 * 0.75 * ((16 / 3) ** 2 * 2 + (32 / 3) ** 2))
+    freedom = (a + b) ** 2 / (a**2 / 1 + b**2 / 2)
+    assert got.value == pytest.approx(value)
+    assert got.high - got.value == pytest.approx(stdtrit(freedom, 0.95) * np.sqrt(a + b))
+
+
+def test_a_draw_of_one_window_waits_for_more():
+    area, true = np.zeros(20), np.array([1.0, 3.0, 50.0])
+    one = total(area, np.arange(3), true, np.array([0.5, 0.5, 0.1]), drawn=np.array([1, 1, 2]))
+    assert one.high == pytest.approx(max(54.0, total(area, np.arange(2), true[:2], np.array([0.5, 0.5])).high))
+    assert one.low == one.value == 54.0 and one.labels == 3
 
 
 @pytest.mark.parametrize("sampled, more", [([], 2), ([0], 2), ([1], 1), ([0, 1], 1)])
@@ -222,7 +277,7 @@ def filled(path, *values):
     with path.open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     with path.open("w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([head, *([*row[:-1], value] for row, value in zip(rows, values)), [""] * 8])
+        csv.writer(file).writerows([head, *([*row[:-1], value] for row, value in zip(rows, values)), [""] * 9])
     return path
 
 
@@ -231,23 +286,44 @@ def test_labels_come_back_as_they_were_written(tmp_path):
     write_labels(ROWS, path)
     assert path.read_text(encoding="utf-8").splitlines()[:2] == [
         HEAD,
-        "dé/a b.tif,c0_r0,0 0 9 9,12.346,0.912346,1,100,",
+        "dé/a b.tif,c0_r0,0 0 9 9,12.346,0.912346,1,1,100,",
     ]
     got = read_labels(filled(path, "12.5", " 0 ", "1e2", "3"))
     assert got.of_windows == 100 and got.rows == {
-        ("dé/a b.tif", "c0_r0"): (12.5, 1.0), ("dé/a b.tif", "c0_r224"): (0.0, 1.23456789e-5),
-        ('say "hi", b.tif', "c0_r0"): (100.0, 0.5), ("c.tif", "c0_r0"): (3.0, 0.25),
+        ("dé/a b.tif", "c0_r0"): (12.5, 1.0, 1), ("dé/a b.tif", "c0_r224"): (0.0, 1.23456789e-5, 1),
+        ('say "hi", b.tif', "c0_r0"): (100.0, 0.5, 1), ("c.tif", "c0_r0"): (3.0, 0.25, 1),
     }  # fmt: skip
 
 
 def test_rows_left_empty_lower_the_chance_of_the_others(tmp_path):
     got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "7", "", " "))
-    assert got.rows["dé/a b.tif", "c0_r0"] == (12.5, 0.5) and len(got.rows) == 2 and got.unused == 0
+    assert got.rows["dé/a b.tif", "c0_r0"] == (12.5, 0.5, 1) and len(got.rows) == 2 and got.unused == 0
+
+
+def test_each_draw_has_its_own_share_and_their_order_is_kept(tmp_path):
+    path = tmp_path / sampling.LABELS
+    line = "{},c0_r0,0 0 9 9,1,0.9,0.5,{},100,{}"
+
+    def write(*values: tuple[str, str, str]) -> None:
+        path.write_text("\n".join([HEAD, *(line.format(*value) for value in values)]))
+
+    write(("a", "1", "3"), ("b", "1", "4"), ("c", "2", "5"), ("d", "2", ""))
+    got = read_labels(path)
+    assert got.rows == {("a", "c0_r0"): (3, 0.5, 1), ("b", "c0_r0"): (4, 0.5, 1), ("c", "c0_r0"): (5, 0.25, 2)}
+    assert got.empty == 1
+    write(("a", "2", "3"), ("b", "1", "4"))
+    with pytest.raises(InputError, match="row 3 of .* is of draw 1, below rows of draw 2: keep the order of the file"):
+        read_labels(path)
+    write(("a", "first", "3"))
+    with pytest.raises(InputError, match="row 2 of .* has draw 'first', not a number from 1 on: leave it"):
+        read_labels(path)
+    path.write_text("source,window,chance,of_windows,true_m2\na,c0_r0,0.5,100,3")  # as files were before
+    assert read_labels(path).rows == {("a", "c0_r0"): (3, 0.5, 1)}
 
 
 def test_rows_below_a_gap_do_not_count(tmp_path):
     got = read_labels(filled(tmp_path / sampling.LABELS, "12.5", "", "7", "3"))
-    assert got.rows == {("dé/a b.tif", "c0_r0"): (12.5, 0.25)} and got.unused == 2
+    assert got.rows == {("dé/a b.tif", "c0_r0"): (12.5, 0.25, 1)} and got.unused == 2
     with pytest.raises(InputError, match="no true_m2 in its first row: fill it in from the top"):
         read_labels(filled(tmp_path / sampling.LABELS, "", "12.5", "7", "3"))
 
@@ -257,26 +333,29 @@ def test_rows_below_a_gap_do_not_count(tmp_path):
     [
         ("", "has no column source, window, chance, of_windows, true_m2: keep those"),
         (HEAD.replace(",", ";") + "\na;c0_r0;0 0 9 9;1;0.9;0.5;3", "has no column source, .* separated by commas"),
-        (HEAD.replace("chance", "odds") + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3", "has no column chance: keep"),
+        (HEAD.replace("chance", "odds") + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,3", "has no column chance: keep"),
         (HEAD, "has no row with true_m2: fill in"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,\nb,c0_r0,0 0 9 9,1,0.9,0.5,100,", "has no row with true_m2: fill in"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,many", "row 2 of .* has true_m2 'many': give square metres"),
         (
-            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,100,-1",
+            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,\nb,c0_r0,0 0 9 9,1,0.9,0.5,1,100,",
+            "has no row with true_m2: fill in",
+        ),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,many", "row 2 of .* has true_m2 'many': give square metres"),
+        (
+            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,1,100,-1",
             "row 3 of .* has true_m2 '-1': give",
         ),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,nan", "row 2 of .* has true_m2 'nan': give"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,inf", "row 2 of .* has true_m2 'inf': give"),
-        (HEAD + '\na,c0_r0,0 0 9 9,1,0.9,0.5,100,"12,5"', "row 2 of .* has true_m2 '12,5': give"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,12,5", "row 2 of .* has more values than columns: write decimals"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0,100,3", "row 2 of .* has chance '0', not above 0 and at most 1: leave"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,1.1,100,3", "row 2 of .* has chance '1.1', not"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,nan,100,3", "row 2 of .* has chance 'nan', not"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,,100,3", "row 2 of .* has chance '', not"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,many,3", "no one number of windows"),
-        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,90,3", "no one number of windows"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,nan", "row 2 of .* has true_m2 'nan': give"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,inf", "row 2 of .* has true_m2 'inf': give"),
+        (HEAD + '\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,"12,5"', "row 2 of .* has true_m2 '12,5': give"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,12,5", "row 2 of .* has more values than columns: write decimals"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0,1,100,3", "row 2 of .* has chance '0', not above 0 and at most 1: leave"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,1.1,1,100,3", "row 2 of .* has chance '1.1', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,nan,1,100,3", "row 2 of .* has chance 'nan', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,,1,100,3", "row 2 of .* has chance '', not"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,many,3", "no one number of windows"),
+        (HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,3\nb,c0_r0,0 0 9 9,1,0.9,0.5,1,90,3", "no one number of windows"),
         (
-            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,100,3\n\na,c0_r0,0 0 9 9,1,0.9,0.5,100,",
+            HEAD + "\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,3\n\na,c0_r0,0 0 9 9,1,0.9,0.5,1,100,",
             "row 4 of .* names window c0_r0 of a a second time: delete",
         ),
     ],

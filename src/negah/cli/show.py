@@ -205,7 +205,7 @@ def warning(message: str) -> None:
 def failures(found: Sequence[tuple[str, str]], *, more: str) -> None:
     """Warn of what failed, (what, why), the first ten; `more` says the rest, after their number."""
     for what, why in found[:FAILURES]:
-        warning(f"{what}: {why}")
+        warning(why if what in why else f"{what}: {why}")
     if len(found) > FAILURES:
         warning(f"{len(found) - FAILURES} {more}")
 

@@ -62,9 +62,11 @@ class Survey(show.Verb):
     """neighbours: also give each window's probability in the light of the windows around it (learned from generated
     towns; compare it before you rely on it)."""
     label_next: Annotated[int | None, arg(metavar="N")] = None
-    """Draw N windows whose labels would narrow the total most, into label-next.csv in the output folder."""
+    """Draw N windows whose labels would tell most of the total, into label-next.csv in the output folder; with --labels
+    N more beside those."""
     labels: Annotated[Path | None, arg(metavar="FILE")] = None
-    """That file with true_m2 filled in: the total rests on it."""
+    """That file with true_m2 filled in: the total rests on it. Its range holds whatever the model's errors, and is wide
+    with few labels."""
     m2_per_kw: Annotated[float | None, arg(metavar="M2")] = None
     """Module area of one kilowatt (default: 7.29, one figure for all years; newer modules need less)."""
     year: Annotated[int | None, arg(metavar="YEAR")] = None
@@ -110,10 +112,11 @@ class Survey(show.Verb):
                 show.table([(answer.query, answer.told) for answer in summary.also], title="In your words")
             failed = [(failure.source, failure.reason) for failure in summary.failures]
             show.failures(failed, more=f"more failed: see {out / 'failures.csv'}")
-            if summary.label_next is not None:
-                show.stdout().print(
-                    f"label next: {summary.label_next} (pictures: label-next.html): fill in true_m2, then --labels"
-                )
+            for remark in summary.remarks:
+                show.warning(remark)
+            if (path := summary.label_next) is not None:
+                page = path.with_suffix(".html").name
+                show.stdout().print(f"label next: {path} (pictures: {page}): fill in true_m2, then --labels {path}")
             show.stdout().print(f"report: {summary.report}")
         return 0 if summary.complete and not summary.warning else 3
 

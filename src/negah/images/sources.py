@@ -6,6 +6,7 @@ when it is opened: the survey then reports it, and nothing is lost in silence.
 """
 
 import bz2
+import difflib
 import gzip
 import lzma
 import os
@@ -30,6 +31,7 @@ VRT = ".vrt"  # names other files, so it is read from a folder but not out of an
 ZIPS = (".zip",)
 TARS = (".tar",)
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
 MAX_MEMBER = 2**29  # bytes of a member that are unpacked into memory; larger TIFFs are read through GDAL, by windows
 READABLE = "PNG, JPEG, TIFF, JPEG 2000, VRT, and zip or tar archives of them"
 
@@ -150,7 +152,7 @@ def _under(given: str) -> Iterator[tuple[object, Source]]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise InputError(f"{clean(given)} cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{clean(given)} cannot be read: {error.strerror or error}{_near(path)}") from None
     if stat.S_ISDIR(mode):
         try:
             os.scandir(path).close()
@@ -159,6 +161,14 @@ def _under(given: str) -> Iterator[tuple[object, Source]]:
         yield from _in_folder(path, set())
     else:
         yield from _in_file(path)
+
+
+def _near(path: Path) -> str:
+    """Offers a name beside a file that is not there, where one is nearly the same."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    near = difflib.get_close_matches(path.name, (other.name for other in path.parent.iterdir()), n=1, cutoff=0.75)
+    return f"; did you mean {clean(str(path.with_name(near[0])))}?" if near else ""
 
 
 def _in_folder(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[object, Source]]:

@@ -21,7 +21,7 @@ from numpy import ndarray
 from negah import __version__
 from negah.errors import InputError, NegahError, OutputError
 from negah.images.bands import gdal_settings
-from negah.images.sources import Source, find_sources
+from negah.images.sources import MASK, Source, find_sources
 from negah.probe.detector import Detector, in_bf16
 from negah.probe.splits import NEIGHBOUR_M, location_groups
 from negah.progress import Progress, silent
@@ -40,7 +40,6 @@ ZOOM = 2  # of the closer look
 CLASSES = 20  # values of a mask up to which they rather count classes than say how much of a pixel is panel
 MANY = 5  # places from which their spread says something
 PICTURES = 8  # windows that are shown beside a calibration
-MASK = "_mask"  # what a mask's name has behind its picture's, where both lie in one folder
 
 
 class Pair(NamedTuple):

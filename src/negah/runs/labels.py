@@ -5,9 +5,11 @@ its new strip counts, is named in the file, and is to be labelled.  So every pie
 """
 
 import html
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +22,11 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import Source
 from negah.images.windows import Box
 from negah.runs.page import document, picture_uri
+from negah.runs.telling import counted
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
 from negah.solar.plan import Axis, Plan, PlannedSource
+from negah.solar.report import border
 from negah.solar.sampling import (
     LABELS,
     Row,
@@ -30,17 +34,22 @@ from negah.solar.sampling import (
     draw,
     expected_error,
     inclusion,
+    read_drawn,
     read_labels,
     total,
     write_labels,
 )
 
-LOOKS = "label-next.html"
 SHOWN = 300  # windows on that page ...
 LONGEST = 256  # ... and pixels along a whole window, so that it stays below some 50 MB
 LOOKS_STYLE = """
 figure { display: inline-block; width: 13rem; margin: 0 1rem 1.5rem 0; vertical-align: top }
-img { image-rendering: pixelated } figcaption { font-size: 15px; overflow-wrap: anywhere }
+.photo { position: relative } img { display: block; width: 100%; image-rendering: pixelated }
+.photo svg { position: absolute; inset: 0; width: 100%; height: 100% }
+.photo path { fill: none; stroke: #ffd23f; stroke-width: 1.5; vector-effect: non-scaling-stroke }
+#marks:not(:checked) ~ figure path { display: none }
+.bar { border-bottom: 3px solid; margin: 3px 0 0; font-size: 13px; line-height: 1.2; white-space: nowrap }
+figcaption { font-size: 15px; overflow-wrap: anywhere }
 """
 ROUNDED_M2 = 0.001  # what an area loses in the file
 NOISE = 0.5  # relative error of a find's size where no calibration tells it
@@ -119,35 +128,59 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
         raise InputError("--label-next and --labels count whole windows, which reach over --aoi: leave it out")
     if label_next is not None and label_next < 1:
         raise InputError(f"--label-next takes a number of windows, at least 1, not {label_next}")
-    if label_next is not None and (out / LABELS).exists():
-        raise InputError(f"{out / LABELS} is there already: fill it in and give it to --labels, or move it away")
-    return 0 if labels is None else read_labels(labels).unused
+    if labels is None:
+        if label_next is not None and (out / LABELS).exists():
+            raise InputError(
+                f"{out / LABELS} is there already: fill it in and give it to --labels, with --label-next beside it for "
+                "more windows, or move it away"
+            )
+        return 0
+    known = read_labels(labels)
+    if label_next is not None and known.empty:
+        rows = counted(known.empty, "row")
+        raise InputError(
+            f"{labels} has {rows} without true_m2: fill {'it' if known.empty == 1 else 'them'} in before more windows "
+            "are drawn, or leave out --label-next"
+        )
+    return known.unused
 
 
-def next_of(windows: Scored, count: int, *, noise: float, seed: int) -> list[Row]:
-    """Windows whose labels narrow the total most."""
-    if not len(windows.number):
-        raise InputError("no window was scored, so there is none to label")
-    error = expected_error(windows.area_m2, windows.probability, noise=noise, window_m2=windows.ground_m2)
-    chance = inclusion(error, count)
+def next_of(windows: Scored, number: int, *, noise: float, seed: int, labels: Path | None = None) -> list[Row]:
+    """Windows whose labels would tell most of the total: `number` of those that have none yet.
+
+    labels: what is labelled already, all of it; these windows are not drawn again.
+    """
+    before = read_drawn(labels) if labels is not None else []
+    taken = places_of(windows, {(row.source, row.window): row for row in before}).values()
+    left = np.setdiff1d(np.arange(len(windows.number)), list(taken))
+    if not len(left):
+        raise InputError("no scored window is without a label, so there is none to draw: leave out --label-next")
+    turn = 1 + max((row.draw for row in before), default=0)
+    error = expected_error(windows.area_m2, windows.probability, noise=noise, window_m2=windows.ground_m2)[left]
+    chance = inclusion(error, number)
     rows = []
-    for k in draw(chance, seed=seed).tolist():
-        source, index = windows.where(k)
-        area, probability, drawn = float(windows.area_m2[k]), float(windows.probability[k]), float(chance[k])
-        bounds = bounds_of(source, new_box(source, index))
-        name = window_name(source, index)
-        rows.append(Row(source.name, name, bounds, area, probability, drawn, len(windows.number)))
+    for k in draw(chance, seed=seed + turn - 1).tolist():
+        source, index = windows.where(int(left[k]))
+        area, probability = float(windows.area_m2[left[k]]), float(windows.probability[left[k]])
+        name, bounds = window_name(source, index), bounds_of(source, new_box(source, index))
+        rows.append(Row(source.name, name, bounds, area, probability, float(chance[k]), len(windows.number), turn))
     return rows
 
 
 class Shot(NamedTuple):
-    """What is to be looked at in a window, and how much ground that is."""
+    """What is to be looked at in a window, how much ground that is, and what was found there.
+
+    fraction: how much of each cell of the whole window is panel.  part: left, top, width and height of what `pixels`
+    shows of these cells, in cells.
+    """
 
     pixels: UInt8[ndarray, "h w 3"]
     ground_m2: float
+    fraction: Float[ndarray, "row col"]
+    part: tuple[float, float, float, float]
 
 
-def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list[Shot]:
+def shots_of(plan: Plan, ledger: Ledger, sources: Sequence[Source], rows: Sequence[Row]) -> list[Shot]:
     """These windows as pictures; grey where they cannot be read any more."""
     by_name, names = {source.name: source for source in sources}, {row.source for row in rows}
     planned = {source.name: source for source in plan.sources if source.name in names}
@@ -156,6 +189,7 @@ def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list
     for row in rows:
         source, index = planned[row.source], indices[row.source][row.window]
         box, whole = new_box(source, index), source.layout.box(index)
+        x, y = source.layout.x, source.layout.y
         shrink = max(1.0, max(whole.width, whole.height) / LONGEST)
         shape = max(1, round(box.height / shrink)), max(1, round(box.width / shrink))
         try:
@@ -164,15 +198,33 @@ def shots_of(plan: Plan, sources: Sequence[Source], rows: Sequence[Row]) -> list
         except NegahError:
             pixels = np.full((*shape, 3), 128, np.uint8)
         share = box.width * box.height / (whole.width * whole.height)
-        shots.append(Shot(pixels, float(source.windows_m2(np.array([index]))[0]) * share))
+        ground = float(source.windows_m2(np.array([index]))[0]) * share
+        window = next(ledger.windows(source.first + index, source.first + index + 1))
+        fraction = window.fractions(x.cells * y.cells).reshape(y.cells, x.cells)
+        left, top = (box.col - whole.col) / x.cell, (box.row - whole.row) / y.cell
+        shots.append(Shot(pixels, ground, fraction, (left, top, box.width / x.cell, box.height / y.cell)))
     return shots
 
 
-def write_next(rows: Sequence[Row], shots: Sequence[Shot], out: Path) -> None:
-    """Write a page to look at and a table to fill in, each whole or not at all.  shots: of the first of the rows."""
-    page = page_of(rows, shots)
-    _written(out / LOOKS, lambda part: part.write_text(page, encoding="utf-8"))
-    _written(out / LABELS, lambda part: write_labels(rows, part))
+def free_path(out: Path) -> Path:
+    """Where the next windows to label are written to: no file that may hold labels is ever written over."""
+    names = (LABELS if k == 1 else f"{Path(LABELS).stem}-{k}.csv" for k in count(1))
+    return next(out / name for name in names if not (out / name).exists())
+
+
+def write_next(
+    path: Path, rows: Sequence[Row], shots: Sequence[Shot], *, level: float, labels: Path | None = None
+) -> None:
+    """Write a table to fill in and beside it a page to look at, each whole or not at all.
+
+    shots: of the first of the rows.  level: fraction from which a cell is panel.  labels: what was labelled before,
+    which comes first in the table.
+    """
+    before, true = (read_drawn(labels), read_labels(labels).rows) if labels is not None else ([], {})
+    known = [true[row.source, row.window].true_m2 for row in before]
+    page = page_of(rows, shots, level=level, table=path.name, first=2 + len(before))
+    _written(path.with_suffix(".html"), lambda part: part.write_text(page, encoding="utf-8"))
+    _written(path, lambda part: write_labels([*before, *rows], part, true_m2=[*known, *[None] * len(rows)]))
 
 
 def _written(path: Path, write: Callable[[Path], object]) -> None:
@@ -187,24 +239,50 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
         raise OutputError(f"{path} cannot be written ({error.strerror or error}): make room in the folder") from None
 
 
-def page_of(rows: Sequence[Row], shots: Sequence[Shot]) -> str:
-    """A page of windows to label, numbered as a spreadsheet numbers their rows: the header is the first."""
+def page_of(rows: Sequence[Row], shots: Sequence[Shot], *, level: float, table: str, first: int) -> str:
+    """A page of windows to label, numbered as a spreadsheet numbers their rows in `table`, from `first` on."""
     cells, most = [], max((max(shot.pixels.shape) for shot in shots), default=1)
-    for number, (row, shot) in enumerate(zip(rows, shots), 2):
-        width = shot.pixels.shape[1]
+    for number, (row, shot) in enumerate(zip(rows, shots), first):
+        height, width, _ = shot.pixels.shape
         told = f"measured, probability {row.probability:.2f}<br>{shot.ground_m2:,.0f} m² of ground<br>"
         told += html.escape(f"{row.source} {row.window}")
+        edges = " ".join(f"{value:.6g}" for value in shot.part)
+        metres = math.sqrt(shot.ground_m2 * width / height)  # along the picture
+        length = round_length(metres / 2)
+        found = border(shot.fraction >= level)
         cells.append(
-            f'<figure><img src="{picture_uri(shot.pixels)}" alt="row {number}" style="width: {width / most:.1%}">'
+            f'<figure><div style="width: {width / most:.1%}"><div class="photo">'
+            f'<img src="{picture_uri(shot.pixels)}" alt="row {number}">'
+            f'<svg viewBox="{edges}" preserveAspectRatio="none" aria-hidden="true"><path d="{found}"/>'
+            f'</svg></div><div class="bar" style="width: {length / metres:.1%}">{length:g} m</div></div>'
             f"<figcaption><b>row {number}</b>: {row.area_m2:,.1f} m² <small>{told}</small></figcaption></figure>"
         )
     lead = (
-        f"<p>Each picture is a row of {LABELS}, as a spreadsheet counts them: fill in <code>true_m2</code>, the area "
-        "of panels in the picture in square metres, 0 for none, from row 2 on without a gap.</p>"
+        f"<p>Each picture is a row of {html.escape(table)}, as a spreadsheet counts them: fill in <code>true_m2</code>,"
+        " the square metres of panels in the picture, 0 for none, from the first of these rows on without a gap. A bar "
+        "is as long on the ground as it says; yellow lines are around what was found, which may be wrong.</p>"
     )
     if len(shots) < len(rows):
         lead += f"<p>The first {len(shots):,} of {len(rows):,} windows.</p>"
-    return document("Windows to label", ["<h1>Windows to label</h1>", lead, *cells], style=LOOKS_STYLE)
+    switch = '<input type="checkbox" id="marks" checked> <label for="marks">show what was found</label><br><br>'
+    return document("Windows to label", ["<h1>Windows to label</h1>", lead, switch, *cells], style=LOOKS_STYLE)
+
+
+def round_length(most: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, ... that is not above `most`."""
+    power = 10.0 ** math.floor(math.log10(most))
+    return max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
+
+
+def left_out(plan: Plan, ledger: Ledger, out: Path) -> str:
+    """Says that labels of this survey lie in its folder, where none were given; empty where none do."""
+    for path in sorted(out.glob(f"{Path(LABELS).stem}*.csv"), key=lambda path: -path.stat().st_mtime_ns):
+        try:
+            count = labelled_total(scored(plan, ledger), path)[0].labels
+        except InputError:  # nothing is filled in yet, or it is of another survey
+            continue
+        return f"{path} holds {counted(count, 'label')} on which this total does not rest: give it to --labels."
+    return ""
 
 
 def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
@@ -223,7 +301,7 @@ def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
     if unknown := [key for key in labels.rows if key not in found]:
         raise InputError(f"{path} names window {unknown[0][1]} of {unknown[0][0]}, which this survey did not score")
     sampled = np.array([found[key] for key in labels.rows])
-    true, chance = np.array(list(labels.rows.values())).T
+    true, chance, turn = np.array(list(labels.rows.values())).T
     if (large := np.flatnonzero(true > 1.01 * windows.ground_m2[sampled])).size:
         (name, window), most = list(labels.rows)[large[0]], float(windows.ground_m2[sampled[large[0]]])
         raise InputError(
@@ -231,7 +309,9 @@ def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
             "ground: give the square metres of panels in it"
         )
     same = np.allclose(true, windows.area_m2[sampled], rtol=0, atol=ROUNDED_M2)
-    return total(windows.area_m2, sampled, true, chance), bool(same) and len(sampled) < len(windows.area_m2)
+    return total(windows.area_m2, sampled, true, chance, drawn=turn.astype(int)), bool(same) and len(sampled) < len(
+        windows.area_m2
+    )
 
 
 def places_of(windows: Scored, wanted: Mapping[tuple[str, str], object]) -> dict[tuple[str, str], int]:

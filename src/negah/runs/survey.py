@@ -28,7 +28,8 @@ from safetensors import safe_open
 from negah import __version__, probe, weights
 from negah.errors import InputError, OutputError, WeightsError
 from negah.images.bands import gdal_settings
-from negah.images.sources import Source, find_sources
+from negah.images.raster import DISAGREE
+from negah.images.sources import MASK, Source, find_sources
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead
 from negah.probe.detector import Detector, DetectorInfo, in_bf16
@@ -37,8 +38,10 @@ from negah.runs import also, labels, refine
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
     LABELLED,
+    MASKS,
     NONE_OFF,
     OUTLINES,
+    SAID,
     SCORED,
     TO_LABEL,
     UNUSED,
@@ -46,6 +49,7 @@ from negah.runs.telling import (
     Precision,
     Summary,
     audit_texts,
+    counted,
     doubt_of,
     how_bounded,
     not_looked_at,
@@ -78,7 +82,7 @@ from negah.solar.plan import Plan, PlannedSource, make_plan
 from negah.solar.power import Power, power_of, tilt
 from negah.solar.regions import Region, join, read_polygons, read_region
 from negah.solar.report import Report, write_report
-from negah.solar.sampling import LABELS, Row
+from negah.solar.sampling import Row
 from negah.solar.survey import Measure, fast_bf16, score
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
@@ -131,6 +135,11 @@ def survey(
     sources = [source for source in find_sources(paths, root=root) if not _made_by_a_survey(source, out)]
     if not sources:
         raise InputError(f"nothing to survey: all images found were made by surveys, in {out} or another output folder")
+    sources, masks = _without_masks(sources, paths)
+    remarks = [MASKS.format(count=counted(len(masks), "mask"), first=masks[0].name)] if masks else []
+    if unused:
+        row, are = ("1 that is filled in", "is") if unused == 1 else (f"{unused:,} that are filled in", "are")
+        remarks.append(UNUSED.format(path=options.labels, count=row, are=are))
     fingerprint = {
         "negah": __version__,
         "torch": torch.__version__,
@@ -169,6 +178,12 @@ def survey(
         else:
             plan = _try_again(out, ledger, inputs, plan_of)
             _check_parcels(plan, parcels)
+        if unlike := [
+            s for s in plan.sources if options.gsd_m and s.crs and abs(s.gsd_m / options.gsd_m - 1) > DISAGREE
+        ]:
+            remarks.append(SAID.format(
+                gsd=options.gsd_m, count=counted(len(unlike), "image"), first=unlike[0].name, said=unlike[0].gsd_m,
+            ))  # fmt: skip
         done, again = ledger.finished, len(plan.again)
         scorers = [in_bf16(d) for d in detectors] if bf16 else detectors
         score(
@@ -212,23 +227,25 @@ def survey(
             if not any(ledger.counts().get(status) for status in SCORED):
                 total, low, high, rests_on = np.nan, None, None, "nothing was looked at"
             to_label: list[Row] = []
-            labelled = None
+            labelled, label_next = None, None
             if options.labels or options.label_next:
                 windows = labels.scored(plan, ledger)
                 if options.label_next:
                     noise = measure.calibration.noise if measure.calibration else labels.NOISE
-                    to_label = labels.next_of(windows, options.label_next, noise=noise, seed=LABEL_SEED)
-                    notes.insert(0, TO_LABEL.format(path=out / LABELS, page=labels.LOOKS, count=len(to_label)))
+                    to_label = labels.next_of(
+                        windows, options.label_next, noise=noise, seed=LABEL_SEED, labels=options.labels
+                    )
+                    label_next = labels.free_path(out)
+                    page = label_next.with_suffix(".html").name
+                    notes.insert(0, TO_LABEL.format(path=label_next, page=page, count=len(to_label)))
                 if options.labels:
                     (total, low, high, labelled), none_off = labels.labelled_total(windows, options.labels)
                     rests_on = f"90 %, from {labelled:,} labelled windows" + ", none of which was off" * none_off
                     notes.insert(0, LABELLED)
                     if none_off:
                         notes.insert(1, NONE_OFF)
-                    if unused:
-                        row = "1 that is filled in" if unused == 1 else f"{unused:,} that are filled in"
-                        are = "is" if unused == 1 else "are"
-                        notes.insert(1, UNUSED.format(path=options.labels, count=row, are=are))
+            elif not options.overlap and not options.aoi and (left := labels.left_out(plan, ledger, out)):
+                remarks.append(left)
             kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
             abstained, share = ledger.abstained()
             seconds = ledger.seconds
@@ -240,7 +257,8 @@ def survey(
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
-                also=answers, refined=refined, labelled=labelled, label_next=out / LABELS if to_label else None,
+                also=answers, refined=refined, labelled=labelled, label_next=label_next,
+                remarks=remarks,
             )  # fmt: skip
             provenance = {
                 "model": fingerprint["model"],
@@ -262,6 +280,7 @@ def survey(
                 maps = overviews(plan, sources, made.drawn, heatmaps, progress=progress)
             if summary.warning:
                 notes.insert(0, f"{summary.warning[0].upper()}{summary.warning[1:]}.")
+            notes[:0] = remarks
             report = Report(
                 title=f"Solar panels: {_title(paths)}",
                 totals=totals(summary),
@@ -298,8 +317,9 @@ def survey(
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),
                 }, path)  # fmt: skip
-        if to_label:
-            labels.write_next(to_label, labels.shots_of(plan, sources, to_label[: labels.SHOWN]), out)
+        if label_next is not None:
+            shots = labels.shots_of(plan, ledger, sources, to_label[: labels.SHOWN])
+            labels.write_next(label_next, to_label, shots, level=measure.level, labels=options.labels)
     return summary
 
 
@@ -490,6 +510,8 @@ def _prepare_folder(out: Path, *, overwrite: bool) -> None:
     """Make sure that `out` may be written to; nothing is created yet."""
     if out.exists() and not out.is_dir():
         raise OutputError(f"--out {out} is a file: give a folder")
+    if out.is_dir() and not os.access(out, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {out} may not be written to: choose another --out, or change its permissions")
     if overwrite and out.is_dir():
         discard(out)
     if out.is_dir() and not (out / LEDGER).exists():
@@ -521,6 +543,19 @@ def _made_by_a_survey(source: Source, out: Path) -> bool:
     if path.parent.name == "heatmaps":
         return (path.parents[1] / LEDGER).exists()
     return path.name == "heatmap.tif" and (path.parent / LEDGER).exists()
+
+
+def _without_masks(sources: list[Source], paths: Sequence[str]) -> tuple[list[Source], list[Source]]:
+    """Sources without the masks that lie in folders beside their pictures, and these masks."""
+    named = {os.path.abspath(path) for path in paths}
+    stems = {source.path.with_suffix("") for source in sources if source.path and not source.member}
+    masks = [
+        source for source in sources
+        if source.path and not source.member and source.path.stem.endswith(MASK)
+        and source.path.with_name(source.path.stem.removesuffix(MASK)) in stems
+        and os.path.abspath(source.path) not in named
+    ]  # fmt: skip
+    return [source for source in sources if source not in masks], masks
 
 
 def _title(paths: Sequence[str]) -> str:

@@ -36,8 +36,10 @@ UNUSED = (
 )
 TO_LABEL = (
     "{path} names {count:,} windows to label, and {page} beside it shows them: fill in true_m2, and give the "
-    "same command again with --labels instead of --label-next."
+    "same command again with --labels {path} and without --label-next."
 )
+MASKS = "Left out: {count} of pictures beside them (first: {first}). Name a mask itself to survey it."
+SAID = "--gsd {gsd:g} was not used for {count} that say their pixel size themselves (first: {first}, {said:.3g} m)."
 DOUBTED = (
     "The {what} does not hold here: {doubt}. The areas may be several times too large or too small, and what is given "
     "as a range of single windows and panels does not hold either."
@@ -115,6 +117,7 @@ class Summary:
     windows_per_s: float
     labelled: int | None = None  # windows whose labels the total rests on
     label_next: Path | None = None  # the windows to label, where they were asked for
+    remarks: list[str] = field(default_factory=list)  # on what was given and not used
     notes: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     also: list[Answer] = field(default_factory=list)

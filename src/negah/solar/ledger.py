@@ -156,17 +156,17 @@ class Ledger:
         """
         if self._about("format") != FORMAT:
             return "it was written by another version of negah"
+        names = [name for (name,) in self._all("SELECT name FROM inputs ORDER BY position")]
+        for now, was in zip(inputs, names):
+            if now.name != was:
+                return f"it had the input {was}, where there is {now.name} now"
+        if len(names) != len(inputs):
+            return f"it had {len(names):,} input{'s' * (len(names) != 1)} and there are {len(inputs):,} now"
         old = self._about("fingerprint")
         for key in {**old, **fingerprint}:
             if old.get(key) != fingerprint.get(key):
                 was, now = ("not given" if each.get(key) is None else each[key] for each in (old, fingerprint))
                 return f"{key} was {was} there and is {now} now"
-        count = self._one("SELECT count(*) FROM inputs")
-        if count != len(inputs):
-            return f"it had {count} inputs and there are {len(inputs)} now"
-        for now, (was,) in zip(inputs, self._all("SELECT name FROM inputs ORDER BY position"), strict=True):
-            if now.name != was:
-                return f"it had the input {was}, where there is {now.name} now"
         failed = {failure.position for failure in self.failures()}
         for position in self.changed(inputs):
             if position not in failed:

@@ -20,7 +20,7 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 from PIL import Image
 
@@ -504,9 +504,9 @@ def _card(find: Find, limit: int) -> str:
     fraction = np.nan_to_num(np.asarray(find.fraction, dtype=float), nan=0.0)
     index = np.round(np.clip(fraction, 0, 1) * 15).astype(np.uint8)
     tint = _palette_png(index, np.tile([255.0, 210.0, 63.0], (16, 1)), np.linspace(0, 150, 16), limit // 5)
-    border = _border(fraction >= 0.5)
-    if len(border) > limit // 4:  # a grid so fine that its border is not a line any more
-        border = ""
+    edges = border(fraction >= 0.5)
+    if len(edges) > limit // 4:  # a grid so fine that its border is not a line any more
+        edges = ""
     known = math.isfinite(find.probability)
     percent = f"{100 * min(max(find.probability, 0), 1):.1f}" if known else "0"
     shown = f"{find.probability:.3f}" if known else "unknown"
@@ -515,7 +515,7 @@ def _card(find: Find, limit: int) -> str:
         f'<li><figure><div class="photo"><img alt="{caption}" src="{_jpeg(find.image, limit // 2)}">'
         f'<svg class="seen" viewBox="0 0 {columns} {rows}" preserveAspectRatio="none" aria-hidden="true">'
         f'<image width="{columns}" height="{rows}" preserveAspectRatio="none" href="{tint}"/>'
-        f'<path d="{border}"/></svg></div>'
+        f'<path d="{edges}"/></svg></div>'
         f'<div class="p">{shown}<i><b style="width:{percent}%"></b></i></div>'
         f"<figcaption>{_text(find.caption)}</figcaption></figure></li>"
     )
@@ -546,7 +546,7 @@ def _asked_card(picture: Shown, limit: int) -> str:
     )
 
 
-def _border(inside: ndarray) -> str:
+def border(inside: Bool[ndarray, "row col"]) -> str:
     """The edges between cells inside and outside, as an SVG path in cells."""
     padded = np.pad(inside, 1)
     rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])

@@ -17,17 +17,27 @@ probabilities and a fixed size, over the m labels with chance_i < 1, since the o
     A = sum_i (1 - chance_i) d_i / chance_i / sum_i (1 - chance_i)
     interval = value +- t_{m - 1} sqrt(v)                               covers the total in about 9 of 10 draws
 
+More windows may be drawn later, among those that were in no draw yet: draw k has chances given what the draws before it
+hold, and its labels give a total of their own, in which the windows of the draws before count as known,
+
+    value_k = sum_i weight_i area_i + sum_{i in draws before} d_i + sum_{i in draw k} d_i / chance_i
+
+Each is without bias whatever the draws before hold, so two of them are uncorrelated (Des Raj 1956, JASA 51:269), and
+their mean, weighted by the number of labels, has the variance sum_k share_k^2 v_k; the degrees of freedom of t are
+Welch's and Satterthwaite's (m - 1 for one draw).
+
 How it can fail: what is rare is met by luck only.  Where large panels are missed in a few of thousands of windows, most
 draws hold few of them, and the interval does not know of what was not met: where a seventh of a simulated town's area
 is missed so, it holds in 8 of 10 draws instead of 9.  `expected_error` counts what may be missed with the finds' mean
 square and keeps a floor, so that such windows are drawn at all; only more labels tell more.
 
-Departures: the three figures are clipped at 0, and windows from the first unlabelled one on count as never drawn
-(`read_labels`).
+Departures: the three figures are never below what the labelled windows hold by themselves, and windows from the first
+unlabelled one on count as never drawn (`read_labels`).
 """
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from operator import itemgetter
@@ -42,7 +52,7 @@ from scipy.special import stdtrit
 from negah.errors import InputError
 
 LABELS = "label-next.csv"
-COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "of_windows", "true_m2")
+COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "draw", "of_windows", "true_m2")
 DOUBT = 0.001  # no probability is taken to be nearer to 0 or 1: a detector is wrong once in a thousand, however sure
 USUAL = 0.01  # share of a window that panels cover, where a survey has no find to tell
 
@@ -57,7 +67,10 @@ class Total(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A window to label, as `tiles.csv` names it.  chance: with which it was drawn, among `of_windows`."""
+    """A window to label, as `tiles.csv` names it.
+
+    chance: with which it was drawn, by the `draw`-th draw, among those of the `of_windows` that no earlier draw took.
+    """
 
     source: str
     window: str
@@ -66,17 +79,27 @@ class Row(NamedTuple):
     probability: float
     chance: float
     of_windows: int
+    draw: int = 1
+
+
+class Label(NamedTuple):
+    """What a window holds, m2, and with which chance it was labelled, as one of which draw."""
+
+    true_m2: float
+    chance: float
+    draw: int = 1
 
 
 class Labels(NamedTuple):
-    """What was filled in: (true_m2, chance) by (source, window), and among how many windows they were drawn.
+    """What was filled in, by (source, window), and among how many windows they were drawn.
 
-    unused: rows that are filled in below the first empty one.
+    unused: rows that are filled in below the first empty one.  empty: rows that are not filled in.
     """
 
-    rows: dict[tuple[str, str], tuple[float, float]]
+    rows: dict[tuple[str, str], Label]
     of_windows: int
     unused: int = 0
+    empty: int = 0
 
 
 def expected_error(
@@ -144,30 +167,37 @@ def total(
     true_m2: Float[ndarray, " m"],
     chance: Float[ndarray, " m"],
     *,
+    drawn: int | Int[ndarray, " m"] = 1,
     weight: float | Float[ndarray, " n"] = 1.0,
 ) -> Total:
     """The sum of all windows' true areas, from the areas of all and the truth of those sampled; see above.
 
-    weight: what each window counts for, as where windows overlap.  Where all are labelled the interval is a point.
-    Raises InputError where too few are labelled to tell how far the rest is off.
+    drawn: by which draw each came in.  weight: what each window counts for, as where windows overlap.  Where all are
+    labelled the interval is a point.  Raises InputError where too few are labelled to tell how far the rest is off.
     """
-    weight = np.broadcast_to(weight, area_m2.shape)
+    weight, drawn = np.broadcast_to(weight, area_m2.shape), np.broadcast_to(drawn, sampled.shape)
+    least = float((weight[sampled] * true_m2).sum())
     if len(sampled) == len(area_m2):  # nothing is left to chance
-        chance = np.ones(len(sampled))
-    off = weight[sampled] * (true_m2 - area_m2[sampled]) / chance
-    value = float((weight * area_m2).sum() + off.sum())
-    error = 0.0
-    if len(sampled) < len(area_m2):
-        by_chance = chance < 1
-        m, rest, off = int(by_chance.sum()), 1 - chance[by_chance], off[by_chance]
-        if m < 2:
-            raise InputError(
-                f"{m} of the {len(sampled)} labelled windows {'was' if m == 1 else 'were'} drawn with a chance below "
-                f"1, and the total takes at least 2: fill in true_m2 of {2 - m} more in {LABELS}"
-            )
-        v = m / (m - 1) * (rest * (off - (rest * off).sum() / rest.sum()) ** 2).sum()
-        error = float(stdtrit(m - 1, 0.95) * np.sqrt(v))
-    return Total(max(0.0, value), max(0.0, value - error), max(0.0, value + error), len(sampled))
+        return Total(least, least, least, len(sampled))
+    off = weight[sampled] * (true_m2 - area_m2[sampled])
+    found = []
+    for number in np.unique(drawn):
+        mine, by_chance = drawn == number, (drawn == number) & (chance < 1)
+        if (m := int(by_chance.sum())) > 1:
+            value = (weight * area_m2).sum() + off[drawn < number].sum() + (off[mine] / chance[mine]).sum()
+            rest, spread = 1 - chance[by_chance], off[by_chance] / chance[by_chance]
+            found.append((m, value, m / (m - 1) * (rest * (spread - (rest * spread).sum() / rest.sum()) ** 2).sum()))
+    if not found:
+        m = int((chance < 1).sum())
+        raise InputError(
+            f"{m} of the {len(sampled)} labelled windows {'was' if m == 1 else 'were'} drawn with a chance below "
+            f"1, and the total takes at least 2: fill in true_m2 of {max(1, 2 - m)} more in {LABELS}"
+        )
+    count, values, v = np.array(found).T
+    v = (count / count.sum()) ** 2 * v
+    freedom = v.sum() ** 2 / (v**2 / (count - 1)).sum() if v.any() else (count - 1).sum()
+    value, error = float(count @ values / count.sum()), float(stdtrit(freedom, 0.95) * np.sqrt(v.sum()))
+    return Total(max(least, value), max(least, value - error), max(least, value + error), len(sampled))
 
 
 def write_labels(rows: Sequence[Row], path: Path, *, true_m2: Sequence[float | None] = ()) -> None:
@@ -176,7 +206,7 @@ def write_labels(rows: Sequence[Row], path: Path, *, true_m2: Sequence[float | N
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
         for row, true in zip(rows, true_m2 or [None] * len(rows), strict=True):
-            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.of_windows
+            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.draw, row.of_windows
             out.writerow((row.source, row.window, row.bounds, *figures, "" if true is None else f"{true:.3f}"))
 
 
@@ -186,7 +216,7 @@ def read_drawn(path: Path) -> list[Row]:
         return [
             Row(
                 row["source"], row["window"], row["bounds"], float(row["area_m2"]), float(row["probability"]),
-                float(row["chance"]), int(row["of_windows"]),
+                float(row["chance"]), int(row["of_windows"]), int(row.get("draw") or 1),
             )
             for row in csv.DictReader(file)
         ]  # fmt: skip
@@ -198,9 +228,9 @@ def read_labels(path: Path) -> Labels:
     The file's order is random, so its first rows are a draw of their own.  Rows below a gap are not: who skips windows
     skips those that are hard to label, and these are off by more.
 
-    chance: of being drawn and labelled, so the file's times the share of its rows that count.  Without it the labelled
-    windows would stand for themselves alone, and what the others are off would be taken for nothing.  Raises InputError
-    on what is wrong.
+    chance: of being drawn and labelled, so the file's times the share of its draw's rows that count.  Without it the
+    labelled windows would stand for themselves alone, and what the others are off would be taken for nothing.  Raises
+    InputError on what is wrong.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -213,7 +243,8 @@ def read_labels(path: Path) -> Labels:
     missing = [name for name in ("source", "window", "chance", "of_windows", "true_m2") if name not in columns]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}: keep those of {LABELS}, separated by commas")
-    labels: dict[tuple[str, str], tuple[float, float] | None] = {}
+    labels: dict[tuple[str, str], Label | None] = {}
+    draws: list[int] = []
     for number, row in rows:
         where = f"row {number} of {path}"
         if any(row.pop(None, ())):
@@ -224,13 +255,14 @@ def read_labels(path: Path) -> Labels:
         if key in labels:
             raise InputError(f"{where} names window {key[1]} of {key[0]} a second time: delete one of the two")
         labels[key] = None
+        draws.append(_draw_of(row.get("draw", ""), where, after=draws[-1] if draws else 1))
         if row["true_m2"].strip():
             true, chance = _number(row["true_m2"]), _number(row["chance"])
             if not 0 <= true < math.inf:
                 raise InputError(f"{where} has true_m2 {row['true_m2']!r}: give square metres, such as 12.5, or 0")
             if not 0 < chance <= 1:
                 raise InputError(f"{where} has chance {row['chance']!r}, not above 0 and at most 1: leave it as it was")
-            labels[key] = true, chance
+            labels[key] = Label(true, chance, draws[-1])
     if not any(labels.values()):
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
     filled = {key: label for key, label in takewhile(itemgetter(1), labels.items()) if label}
@@ -238,11 +270,27 @@ def read_labels(path: Path) -> Labels:
         raise InputError(
             f"{path} has no true_m2 in its first row: fill it in from the top, 0 for no panels, and skip no window"
         )
-    share, unused = len(filled) / len(labels), sum(label is not None for label in labels.values()) - len(filled)
     drawn_among = {row["of_windows"].strip() for _, row in rows if any(value.strip() for value in row.values())}
     if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
         raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
-    return Labels({key: (true, chance * share) for key, (true, chance) in filled.items()}, int(among), unused)
+    share = Counter(label.draw for label in filled.values())
+    rows_of, given = Counter(draws), sum(label is not None for label in labels.values())
+    counted = {
+        key: label._replace(chance=label.chance * share[label.draw] / rows_of[label.draw])
+        for key, label in filled.items()
+    }
+    return Labels(counted, int(among), given - len(filled), len(labels) - given)
+
+
+def _draw_of(text: str, where: str, *, after: int) -> int:
+    """Which draw a row is of: that of the row before, `after`, where the file does not say."""
+    if not text.strip():
+        return after
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise InputError(f"{where} has draw {text!r}, not a number from 1 on: leave it as it was")
+    if int(text) < after:
+        raise InputError(f"{where} is of draw {int(text)}, below rows of draw {after}: keep the order of the file")
+    return int(text)
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Survey: a raster or tiles in; panels, square metres, intervals and files out; then labels that narrow the total."""
+"""Survey: a raster or tiles in; panels, square metres, intervals and files out; then a total from labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from negah.runs.scene import draw
 from negah.runs.survey import Options, Summary, detector_of, survey, totals
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import NAMES
-from negah.solar.sampling import LABELS, Row, read_drawn, write_labels
+from negah.solar.sampling import LABELS, Row, read_drawn, read_labels, write_labels
 from negah.studio import area, parts
 from negah.studio.work import UPLOADED, Work, gathered
 
@@ -24,19 +24,23 @@ EXAMPLE_PX = 900  # side of the generated town
 BESIDE = [".tfw", ".jgw", ".pgw", ".xml"]  # files that say where a picture lies
 
 FILLED = "labels.csv"  # what was chosen, filled in
-FILES = (*NAMES, LABELS, labels.LOOKS, FILLED)  # as far as they are there
+FILES = (*NAMES, LABELS, str(Path(LABELS).with_suffix(".html")), FILLED)  # as far as they are there
 ACCEPT = "Rows that I leave empty: what was measured is right"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A survey that can be asked again, in the same folder.  intervals: (what it rests on, total, low, high) so far."""
+    """A survey that can be asked again, in the same folder.
+
+    intervals: (what it rests on, total, low, high) so far.  true_m2: of the drawn windows, where it was told.
+    """
 
     paths: list[str]
     options: Options
     summary: Summary
     intervals: tuple[tuple[str, float, float | None, float | None], ...]
     drawn: tuple[Row, ...] = ()
+    true_m2: tuple[float | None, ...] = ()
 
 
 def room(work: Work) -> None:
@@ -79,7 +83,7 @@ def room(work: Work) -> None:
                 counting = parts.controls("Recalibrate")
                 intervals = gr.HTML()
             with gr.Column(scale=2, min_width=320):
-                windows = gr.HTML(parts.empty("The windows whose labels would narrow the total most will be here."))
+                windows = gr.HTML(parts.empty("The windows whose labels would tell most of the total will be here."))
                 table = gr.Dataframe(
                     [["", "", ""]], headers=["window", "measured m²", "true m²"], type="array", label="Labels",
                     interactive=True, column_count=3, buttons=[], visible=False,
@@ -156,14 +160,18 @@ def shown(asked: Asked) -> list[Any]:
 
 
 def choosing(folder: Path, asked: Asked | None, count: float) -> Callable[[Progress], Asked]:
-    """Draw windows to label, anew each time."""
+    """Draw windows to label: anew as long as none has a label, then more beside those that have."""
     if asked is None:
         raise InputError("survey first: windows are chosen by what it measured")
 
     def job(progress: Progress) -> Asked:
         (folder / "map" / LABELS).unlink(missing_ok=True)
-        surveyed(asked.paths, folder, replace(asked.options, label_next=int(count)), progress)
-        return replace(asked, drawn=tuple(read_drawn(folder / "map" / LABELS)))
+        known = folder / "map" / FILLED if asked.summary.labelled else None
+        surveyed(asked.paths, folder, replace(asked.options, label_next=int(count), labels=known), progress)
+        drawn = tuple(read_drawn(folder / "map" / LABELS))
+        told = read_labels(known).rows if known else {}
+        true = tuple(told[key].true_m2 if (key := (row.source, row.window)) in told else None for row in drawn)
+        return replace(asked, drawn=drawn, true_m2=true)
 
     return job
 
@@ -174,11 +182,12 @@ def to_label(asked: Asked) -> list[Any]:
 
     pictures, rows = [], []
     with Ledger(asked.summary.out) as ledger:
-        plan = ledger.plan()
-    shots = labels.shots_of(plan, find_sources(asked.paths, root=asked.summary.out.parent / UPLOADED), asked.drawn)
-    for number, (row, shot) in enumerate(zip(asked.drawn, shots, strict=True), 1):
-        pictures.append((shot.pixels, f"{number}: {row.area_m2:,.1f} m²", f"probability {row.probability:.2f}"))
-        rows.append([str(number), f"{row.area_m2:,.1f}", ""])
+        sources = find_sources(asked.paths, root=asked.summary.out.parent / UPLOADED)
+        shots = labels.shots_of(ledger.plan(), ledger, sources, asked.drawn)
+    for number, (row, shot, true) in enumerate(zip(asked.drawn, shots, asked.true_m2, strict=True), 1):
+        told = f"probability {row.probability:.2f}, {shot.ground_m2:,.0f} m² of ground"
+        pictures.append((shot.pixels, f"{number}: {row.area_m2:,.1f} m²", told))
+        rows.append([str(number), f"{row.area_m2:,.1f}", "" if true is None else f"{true:,.1f}"])
     return [asked, parts.sheet(pictures, cell=150), gr.update(value=rows, visible=True)]
 
 
@@ -199,7 +208,7 @@ def recalibrating(
         write_labels(asked.drawn, path, true_m2=true)
         options = replace(asked.options, labels=path)
         summary = surveyed(asked.paths, folder, options, progress)
-        return replace(asked, summary=summary, intervals=(*asked.intervals, interval_of(summary)))
+        return replace(asked, summary=summary, true_m2=tuple(true), intervals=(*asked.intervals, interval_of(summary)))
 
     return job
 
