@@ -31,7 +31,7 @@ help:
 demo: $(RUN_STAMP)
 	@rm -rf '$(DEMO)/survey' && mkdir -p '$(DEMO)'
 	@echo '== Drawing a town of $(DEMO_SIZE) x $(DEMO_SIZE) pixels of 0.3 m (UTM zone 33N): $(DEMO)/town.tif'
-	@$(VENV)/bin/negah scene '$(DEMO)/town.tif' --size-px $(DEMO_SIZE)
+	@$(VENV)/bin/negah scene '$(DEMO)/town.tif' --size-px $(DEMO_SIZE) --overwrite
 	@echo '== Surveying it with the bundled model'
 	@$(VENV)/bin/negah survey '$(DEMO)/town.tif' --out '$(DEMO)/survey'
 	@test -s '$(DEMO)/survey/report.html'

@@ -111,7 +111,16 @@ def test_a_misspelt_verb_is_answered_with_the_nearest(words, hint, capsys):
     ("words", "told"),
     [
         (["survey", "town.tif", "--bogus"], "Unrecognized options: --bogus"),
-        (["survey", "town.tif", "--gsd", "abc"], "Error parsing --gsd: could not convert string to float: 'abc'"),
+        (
+            ["survey", "town.tif", "--gsd", "30cm"],
+            "--gsd 30cm: give a number with a decimal point and no unit",
+        ),
+        (
+            ["survey", "town.tif", "--threshold", "0,8"],
+            "--threshold 0,8: give a number with a decimal point",
+        ),
+        (["survey", "town.tif", "--label-next", "ten"], "--label-next ten: give a whole number; see"),
+        (["scene", "town.tif", "--size-px", "2,000"], "--size-px 2,000: give a whole number; see"),
         (["survey", "town.tif", "--out"], "Missing value for argument '--out'"),
         (["survey", "town.tif", "--ouy", "map"], "Unrecognized options: --ouy, map; did you mean --out?"),
         (["survey", "--precision", "fp64"], "--precision fp64: give one of auto, fp32, bf16"),

@@ -28,20 +28,24 @@ def test_the_table_says_what_was_drawn(tmp_path, capsys):
     assert "town_panels.gpkg" in text and "200 px = 60 m" in text
 
 
-def test_the_same_seed_draws_the_same_town_over_the_old_one(tmp_path, capsys):
+def test_the_same_seed_draws_the_same_town_and_over_an_old_one_only_when_asked(tmp_path, capsys):
     path = tmp_path / "town.tif"
     pictures = []
     for seed in ("1", "1", "2"):
-        draw(path, capsys, "--seed", seed)
+        draw(path, capsys, "--seed", seed, *["--overwrite"] * len(pictures))
         with rasterio.open(path) as town:
             pictures.append(town.read())
     assert (pictures[0] == pictures[1]).all() and (pictures[0] != pictures[2]).any()
+    before = path.read_bytes()
+    assert main(["scene", str(path), "--size-px", "256"]) == 2
+    assert "is there already: survey it, choose another name, or --overwrite" in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["real.tif", "town.png"])
 def test_other_files_are_not_touched(name, tmp_path, capsys):
     path = tmp_path / name
     path.write_bytes(b"a flight that cost money")
-    assert main(["scene", str(path), "--size-px", "256"]) == 2
+    assert main(["scene", str(path), "--size-px", "256", "--overwrite"]) == 2
     assert str(path) in capsys.readouterr().err
     assert path.read_bytes() == b"a flight that cost money" and list(tmp_path.iterdir()) == [path]

@@ -519,3 +519,24 @@ with Raster(Path(sys.argv[1]), name="a") as raster:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert json.loads(done.stdout) < 70
+
+
+def test_a_file_that_breaks_off_is_said_to_be_damaged(tmp_path):
+    """What GDAL says of it stands in brackets."""
+    path = tmp_path / "cut.tif"
+    noise = np.random.default_rng(0).integers(0, 255, (3, 256, 256), dtype=np.uint8)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=256, height=256, count=3, dtype="uint8", tiled=True, blockxsize=64,
+        blockysize=64, photometric="RGB", interleave="pixel",
+    ) as file:  # fmt: skip
+        file.write(noise)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with Raster(path, name="cut.tif") as raster:
+        with pytest.raises(
+            InputError, match=r"cut\.tif cannot be read at column 128, row 192: it is damaged or cut off"
+        ):
+            raster.read(Box(128, 192, 64, 64))
+    path.write_bytes(whole[:100])
+    with pytest.raises(InputError, match=r"cannot be opened: it is damaged or cut off, copy it anew \(GDAL: "):
+        Raster(path, name="cut.tif")

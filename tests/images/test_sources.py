@@ -406,3 +406,13 @@ def test_real_tiles_in_their_zip(data_dir):
     with found[0].open() as raster:
         rgb, valid = raster.read(Box(0, 0, raster.width, raster.height), (104, 104))
         assert (raster.width, raster.height) == (101, 101) and valid.all() and rgb.std() > 10
+
+
+def test_a_name_that_is_nearly_right_is_offered(tmp_path):
+    (tmp_path / "town.tif").write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"twon\.tif cannot be read: No such file or directory; did you mean .*/town\.tif\?"
+    ):
+        find_sources([tmp_path / "twon.tif"])
+    with pytest.raises(InputError, match=r"harbour\.tif cannot be read: No such file or directory$"):
+        find_sources([tmp_path / "harbour.tif"])

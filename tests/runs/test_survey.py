@@ -667,6 +667,86 @@ def test_centimetres_are_not_taken_for_metres(tmp_path):
         survey([str(tmp_path / "tile.png")], tmp_path / "out", [Detector.random(window_px=32)], Options(gsd_m=30))
 
 
+def test_metres_per_pixel_that_an_image_says_itself_are_not_overruled_in_silence(tmp_path, capsys, monkeypatch):
+    write_tif(tmp_path / "town.tif", town())
+    Image.fromarray(town()).save(tmp_path / "tile.png")
+    summary = do([tmp_path / "town.tif", tmp_path / "tile.png"], tmp_path / "out", gsd_m=0.5)
+    assert len(summary.remarks) == 1
+    assert (
+        summary.remarks[0].startswith("--gsd 0.5 was not used for 1 image that say") and "0.3 m" in summary.remarks[0]
+    )
+    assert "was not used for 1 image" in (tmp_path / "out/report.html").read_text()
+    assert not do([tmp_path / "town.tif"], tmp_path / "same", gsd_m=0.3).remarks
+    save(Detector.random(window_px=32), tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    assert main(["survey", "town.tif", "--gsd", "0.5", "--model", "model.safetensors"]) == 0
+    assert "warning: --gsd 0.5 was not used" in capsys.readouterr().err
+
+
+def test_masks_beside_pictures_are_left_out_and_that_is_said(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.tif", "a_mask.tif", "b.tif", "old_mask.tif"):
+        write_tif(folder / name, town())
+    summary = do([folder], tmp_path / "out")
+    names = {Path(row["source"]).name for row in rows(tmp_path / "out/tiles.csv")}
+    assert names == {"a.tif", "b.tif", "old_mask.tif"}  # the last one is of no picture here
+    assert summary.remarks == [
+        f"Left out: 1 mask of pictures beside them (first: {folder / 'a_mask.tif'}). Name a mask itself to survey it."
+    ]
+    named = do([folder / "a_mask.tif", folder / "a.tif"], tmp_path / "named")
+    assert named.sources == 2 and not named.remarks
+
+
+def test_what_differs_between_surveys_is_first_what_they_are_of(tmp_path):
+    write_tif(tmp_path / "town.tif", town())
+    Image.fromarray(town()).save(tmp_path / "tile.png")
+    do([tmp_path / "town.tif"], tmp_path / "out")
+    with pytest.raises(OutputError, match=r"had the input .*town\.tif, where there is .*tile\.png now"):
+        do([tmp_path / "tile.png"], tmp_path / "out", gsd_m=0.3)
+    with pytest.raises(OutputError, match=r"it had 1 input and there are 2 now"):
+        do([tmp_path / "town.tif", write_tif(tmp_path / "z.tif", town())], tmp_path / "out", gsd_m=0.3)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_may_not_be_written_to_is_said_to_be(tmp_path, monkeypatch, overwrite):
+    write_tif(tmp_path / "town.tif", town())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "tiles.csv").write_text("mine")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / "out")  # root may write anywhere
+    with pytest.raises(OutputError, match="out may not be written to: choose another --out, or change its perm"):
+        do([tmp_path / "town.tif"], tmp_path / "out", overwrite=overwrite)
+    assert (tmp_path / "out" / "tiles.csv").read_text() == "mine"
+
+
+def test_small_pictures_are_shown_on_a_contact_sheet(tmp_path, monkeypatch):
+    monkeypatch.setattr("negah.solar.pictures.SHEET", 3)
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for k, panel in enumerate((0, 8, 24, 16)):
+        image = np.full((32, 32, 3), 60, np.uint8)
+        image[:panel, :8] = WHITE
+        Image.fromarray(image).save(folder / f"{k}.png")
+    shown = []
+    monkeypatch.setattr(runs, "write_report", lambda report, path: shown.append(report) or path.write_text("page"))
+    do([folder], tmp_path / "out", gsd_m=0.3)
+    (sheet,) = shown[0].overviews
+    assert sheet.name == "Contact sheet of 3 of 4 images, those with most panels first" and sheet.panels == 3
+    assert [told.split(": ")[0][-5:] for _, told in sheet.places] == ["2.png", "3.png", "1.png"]
+    assert "17 m², probability 1.00" in sheet.places[0][1]
+    for (left, top, width, height), (_, outline) in zip(
+        [place for place, _ in sheet.places], sorted(enumerate(sheet.outlines)), strict=True
+    ):
+        low, high = outline.min(0), outline.max(0)
+        assert left <= low[0] and high[0] <= left + width / 4 + 1 and top <= low[1] and high[1] <= top + height
+        inside = sheet.image[int(top) + 2 : int(high[1]) - 20, int(left) + 2 : int(high[0]) - 20]
+        assert inside.min() > 240  # the white panel lies under its outline
+    assert sheet.metres_per_px == pytest.approx(0.3 * 32 / sheet.places[0][0][2])
+
+    do([folder / "2.png"], tmp_path / "one", gsd_m=0.3)
+    assert len(shown[1].overviews) == 1 and shown[1].overviews[0].heat is not None  # a map of its own
+
+
 def test_command_line(tmp_path, capsys, monkeypatch):
     write_tif(tmp_path / "town.tif", town())
     save(Detector.random(window_px=32), tmp_path / "model.safetensors")
@@ -731,6 +811,9 @@ def test_windows_that_all_have_other_pixels_give_no_range_and_a_warning(tmp_path
     assert next(iter(totals(summary))) == "warning"
     assert (summary.area_low, summary.kw_high) == (None, None)
     assert "100% of the area is abstained (ground size out of range)" in summary.rests_on
+    write_tif(tmp_path / "bare.tif", np.zeros((128, 128), np.uint8), gsd=0.9)
+    nothing = do([tmp_path / "bare.tif"], tmp_path / "bare")
+    assert nothing.area_m2 == 0 and nothing.area_high is None and "out of range in all windows" in nothing.rests_on
     assert not any("total's range" in note for note in summary.notes)
     assert not do([write_tif(tmp_path / "town.tif", town())], tmp_path / "fine").warning
 

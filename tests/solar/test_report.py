@@ -172,7 +172,7 @@ def test_an_empty_survey_is_a_page_too():
     assert page.open == []
     for told in (
         "No panels were found",
-        "no image is larger than one window",
+        "none of the images could be read",
         "Nothing to show",
         "No finds to show",
         "nothing failed",

@@ -190,10 +190,14 @@ def complaint(box: str) -> str:
 
 
 def hinted(text: str, options: Sequence[str]) -> str:
-    """What tyro says of an unknown option or value, with the nearest known one."""
+    """What tyro says of an unknown option or value, with the nearest known one; of no number, what a number is."""
     if unknown := re.match(r"Unrecognized options: (--[\w-]+)", text):
         near = difflib.get_close_matches(unknown[1], options, n=1)
         return f"{text}; did you mean {near[0]}?" if near else text
+    if number := re.fullmatch(r"Error parsing (\S+): (could not convert|invalid literal).*?: '(.*)'", text):
+        option, wrong, value = number.groups()
+        what = "a number with a decimal point and no unit, such as 0.3" if "convert" in wrong else "a whole number"
+        return f"{option} {value}: give {what}"
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text):
         value, option, known = choice[1], choice[2], re.findall(r"'([^']*)'", choice[3])
         near = difflib.get_close_matches(value, known, n=1)

@@ -29,13 +29,15 @@ class Scene(show.Verb):
     """Side of a pixel on the ground in metres."""
     seed: int = 0
     """Which town to draw."""
+    overwrite: bool = False
+    """Draw over a town that is there already."""
 
     def run(self) -> int:
         from negah.runs.scene import draw
 
         with show.progress(quiet=self.json) as bar:
             truth = draw(
-                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed,
+                self.path, size_px=self.size_px, gsd_m=self.gsd, seed=self.seed, overwrite=self.overwrite,
                 progress=show.stages(bar, quiet=self.json),
             )  # fmt: skip
         if self.json:

@@ -82,7 +82,7 @@ def open_dataset(source: Path | str | bytes, driver: str, *, name: str) -> Itera
                 else:
                     dataset = stack.enter_context(rasterio.open(source, driver=driver, sharing=False))
         except (RasterioError, OSError) as error:
-            raise InputError(f"{name} cannot be opened: {reason(error)}") from None
+            raise InputError(f"{name} cannot be opened: {_damaged(error, name)}") from None
         if not dataset.count:
             raise InputError(f"{name} holds no bands")
         # one strip may be the whole file, and must then be decoded whole to read a single pixel
@@ -153,7 +153,7 @@ class Bands:
                 if self._mask:
                     mask = self._dataset.read_masks(self._shown[0], window=window, out_shape=shape)
         except RasterioError as error:
-            raise InputError(f"{self._name} cannot be read at {_place(box)}: {reason(error)}") from None
+            raise InputError(f"{self._name} cannot be read {_at(box)}: {_damaged(error, self._name)}") from None
         valid = np.ones(shape, bool) if mask is None else mask != 0
         if self._alpha:
             valid &= values[-1] != 0
@@ -233,7 +233,7 @@ class Bands:
                     values = dataset.read(self._shown, window=window, out_shape=(len(self._shown), *shape))
                     mask = dataset.dataset_mask(window=window, out_shape=shape) != 0
             except RasterioError as error:
-                raise InputError(f"{self._name} cannot be read at {_place(box)}: {reason(error)}") from None
+                raise InputError(f"{self._name} cannot be read {_at(box)}: {_damaged(error, self._name)}") from None
             parts.append(values[:, mask & ~self._is_nodata(values)].reshape(-1))
         return np.concatenate(parts)
 
@@ -252,8 +252,16 @@ def _window(box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
     return (box.row, box.row + box.height), (box.col, box.col + box.width)
 
 
-def _place(box: Box) -> str:
-    return f"column {box.col}, row {box.row}"
+def _at(box: Box) -> str:
+    return f"at column {box.col}, row {box.row}"
+
+
+def _damaged(error: Exception, name: str) -> str:
+    """What is wrong with a file of this name, for who does not know GDAL, and what GDAL says of it."""
+    why = reason(error)
+    if name.startswith("http") or "No such file" in why or "ermission denied" in why:
+        return why
+    return f"it is damaged or cut off, copy it anew (GDAL: {why})"
 
 
 def reason(error: Exception) -> str:

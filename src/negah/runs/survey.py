@@ -77,7 +77,7 @@ from negah.solar.outputs import (
     write_parcels,
     write_tiles,
 )  # fmt: skip
-from negah.solar.pictures import finds, overviews
+from negah.solar.pictures import contact_sheet, finds, overviews
 from negah.solar.plan import Plan, PlannedSource, make_plan
 from negah.solar.power import Power, power_of, tilt
 from negah.solar.regions import Region, join, read_polygons, read_region
@@ -278,6 +278,8 @@ def survey(
                 gallery = [pool.submit(finds, plan, sources, windows) for windows in ranked]
                 heatmaps = {k: assembly.corner / name for k, name in made.heatmaps.items()}
                 maps = overviews(plan, sources, made.drawn, heatmaps, progress=progress)
+                if sheet := contact_sheet(plan, sources, made.tiles, ledger.probability_of):
+                    maps.append(sheet)
             if summary.warning:
                 notes.insert(0, f"{summary.warning[0].upper()}{summary.warning[1:]}.")
             notes[:0] = remarks
@@ -371,6 +373,7 @@ class _Made(NamedTuple):
     panels: Panels
     drawn: dict[int, Drawn]  # panels of the sources that have a heat map, by position
     heatmaps: dict[int, str]  # their names
+    tiles: dict[int, Drawn]  # panels of the other sources, by position: those of one window
     surveyed_m2: float
 
 
@@ -386,6 +389,7 @@ def _map(
     panels = Panels(plan, kw=power.kw, interval=measure.sizes.interval, refined=measure.features)
     names = heatmap_names(plan)
     drawn: dict[int, Drawn] = {}
+    tiles: dict[int, Drawn] = {}
     surveyed = 0.0
     for count, source in enumerate(plan.sources):
         if count % 64 == 0:
@@ -398,10 +402,10 @@ def _map(
                 drawn[source.position], ground = _add(panels, source, heatmap.through(pieces), region, measure.level)
                 heatmap.close()
         else:
-            _, ground = _add(panels, source, pieces, region, measure.level)
+            tiles[source.position], ground = _add(panels, source, pieces, region, measure.level)
         surveyed += ground
     progress("map", len(plan.sources), len(plan.sources))
-    return _Made(panels, drawn, names, surveyed)
+    return _Made(panels, drawn, names, tiles, surveyed)
 
 
 def _add(

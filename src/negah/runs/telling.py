@@ -235,8 +235,11 @@ def doubt_of(ledger: Ledger) -> str:
     Most of the area is of pictures with other pixels than what the range was made on.  Windows that are doubtful for
     other reasons, such as a low probability, were among those that it was made on.
     """
-    share = ledger.doubts().get(UNLIKE, 0.0)
-    return f"{share:.0%} of the area is abstained ({UNLIKE})" if share > 0.5 else ""
+    counts, share = ledger.counts(), ledger.doubts().get(UNLIKE, 0.0)
+    if share > 0.5:
+        return f"{share:.0%} of the area is abstained ({UNLIKE})"
+    # nothing was found, in pictures of which it says nothing
+    return f"{UNLIKE} in all windows" if counts.get("gsd-out-of-range") and not counts.get("ok") else ""
 
 
 def how_bounded(measure: Measure, ledger: Ledger) -> str:
@@ -248,7 +251,11 @@ def how_bounded(measure: Measure, ledger: Ledger) -> str:
         most = [f"{share:.0%} of the area is abstained ({why})" for why, share in ledger.doubts().items()
                 if share > 0.5 and why != CUT]  # fmt: skip
         return ", but ".join([f"90 %, calibrated: {measure.calibration.region or 'unnamed'}", *most[:1]])
-    return "a first estimate" if measure.area_ratio else "a first estimate, never compared with true areas"
+    return (
+        "a first estimate, fitted to hold for 90 % of other tiles"
+        if measure.area_ratio
+        else "a first estimate, never compared with true areas"
+    )
 
 
 def notes_of(
@@ -304,16 +311,23 @@ def notes_of(
     notes = [
         *trust,
         f"A panel is a group of touching cells, each at least {measure.level:.0%} panel; areas of windows in tiles.csv "
-        "count all cells of the window, those of overlapping windows more than once.",
+        "count all cells of the window, those of overlapping windows more than once. One installation may be several "
+        "panels, and several that touch are one: rely on square metres rather than on their number.",
         f"Power is module area divided by {power.m2_per_kw:.3g} m² per kW. Tilt: {power.tilt.words}.",
     ]
+    if ledger.abstained()[0]:
+        notes.append(
+            "Abstained means that the area of a window should not be relied on, for the reason given. It counts in the "
+            "totals all the same; tiles.csv names these windows."
+        )
     crs = {source.crs for source in plan.sources}
     bare = sum(source.crs is None for source in plan.sources)
     if bare:
         what = "No image has" if crs == {None} else f"{bare:,} of the images lack"
         notes.append(
-            f"{what} a coordinate reference system: their results are in pixels (column, row), and no EPSG:4326 file "
-            "is made of them."
+            f"{what} a coordinate reference system: their results are in pixels (column, row) of each image, so in a "
+            "GIS outlines of several images lie on each other (the column source tells them apart), and no EPSG:4326 "
+            "file is made of them."
         )
     if len(crs - {None}) > 1:
         notes.append("The images have different coordinate reference systems: panels are given in EPSG:4326.")

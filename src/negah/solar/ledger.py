@@ -296,6 +296,12 @@ class Ledger:
         )  # fmt: skip
         return (Window(*row) for row in rows)
 
+    def probability_of(self, source: PlannedSource) -> float:
+        """The highest of a source's windows; NaN where none has one."""
+        found = self._one("SELECT max(probability) FROM windows WHERE id >= ? AND id < ?",
+                          source.first, source.first + len(source.layout))  # fmt: skip
+        return math.nan if found is None else found
+
     def failures(self) -> list[Failure]:
         """What failed, an entry per source, with the first reason."""
         rows = self._all(
@@ -405,6 +411,8 @@ class Ledger:
             )
         if "locked" in text:
             return OutputError(f"another process writes to {self.path.parent}: wait for it, or choose another --out")
+        if "unable to open" in text or "readonly" in text:
+            return OutputError(f"{self.path} cannot be written ({text}): choose another --out, or mend its permissions")
         return OutputError(f"{self.path} cannot be used ({text}): choose another --out, or --overwrite to start afresh")
 
 

@@ -53,11 +53,14 @@ class Find:
 
 @dataclass(frozen=True)
 class Overview:
-    """One map: a picture of a whole source, the probability over it (NaN: not looked at), and the panels' outlines."""
+    """One map: a picture of a whole source, the probability over it (NaN: not looked at), and the panels' outlines.
+
+    heat: None for a sheet of many pictures, each of one window.
+    """
 
     name: str
     image: UInt8[ndarray, "h w 3"]
-    heat: Float[ndarray, "gh gw"]
+    heat: Float[ndarray, "gh gw"] | None
     outlines: Sequence[ndarray] = ()
     """Polygons, [n, 2] (x, y) in pixels of `image`, not closed."""
     labels: Sequence[str] = ()
@@ -66,6 +69,8 @@ class Overview:
     """Ground size of a pixel of `image`, for the scale bar; None leaves the bar out."""
     panels: int | None = None
     """How many panels the outlines are of, where some panels have several; None: one each."""
+    places: Sequence[tuple[tuple[float, float, float, float], str]] = ()
+    """Parts of `image` (left, top, width, height) with a name, which is shown when the pointer rests on one."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ def _total(label: str, value: str) -> str:
 
 def _maps(overviews: Sequence[Overview]) -> str:
     if not overviews:
-        return '<p class="none">There is no map: no image is larger than one window, or none could be read.</p>'
+        return '<p class="none">There is no map: none of the images could be read.</p>'
     shown = overviews[:MAPS]
     picker = ""
     if len(shown) > 1:
@@ -202,13 +207,19 @@ def _maps(overviews: Sequence[Overview]) -> str:
 
 def _map(overview: Overview, index: int, share: float) -> str:
     height, width = overview.image.shape[:2]
-    unseen = ~np.isfinite(overview.heat)
+    unseen = np.zeros((1, 1), bool) if overview.heat is None else ~np.isfinite(overview.heat)
     frame = f'width="{width}" height="{height}" preserveAspectRatio="none"'
     layers = f'<image {frame} href="{_jpeg(overview.image, int(BUDGET * MAP_SHARE * 0.7 * share))}"/>'
     if unseen.any():
         layers += f'<image class="unseen" {frame} href="{_mask_png(unseen)}"/>'
-    heat = _heat_png(overview.heat, int(BUDGET * MAP_SHARE * 0.3 * share))
-    layers += f'<image class="heat" {frame} opacity="0.4" href="{heat}"/>'
+    if overview.heat is not None:
+        heat = _heat_png(overview.heat, int(BUDGET * MAP_SHARE * 0.3 * share))
+        layers += f'<image class="heat" {frame} opacity="0.4" href="{heat}"/>'
+    layers += "".join(
+        f'<rect x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}" fill="#fff" fill-opacity="0">'
+        f"<title>{escape(told)}</title></rect>"
+        for (x, y, w, h), told in overview.places
+    )
     paths, drawn = _outlines(overview, int(BUDGET * OUTLINE_SHARE * share))
     layers += f'<use class="halo" href="#outlines-{index}"/><g class="lines"><g id="outlines-{index}">{paths}</g></g>'
     name = escape(overview.name, quote=True)
@@ -218,10 +229,16 @@ def _map(overview: Overview, index: int, share: float) -> str:
         f"{panels:,} panel{'s' * (panels != 1)}" if drawn == count else f"the {drawn:,} largest of {count:,} outlines"
     ]
     metres = overview.metres_per_px if overview.metres_per_px and math.isfinite(overview.metres_per_px) else None
-    if metres:
+    if metres and not overview.places:
         facts.append(f"{_metres(width * metres)} &times; {_metres(height * metres)}")
     told = ", ".join(facts)
-    keys = '<span class="key panel">panels</span><span class="key heat">probability</span>'
+    keys, opacity = '<span class="key panel">panels</span>', ""
+    if overview.heat is not None:
+        keys += '<span class="key heat">probability</span>'
+        opacity = (
+            '<label class="control">opacity <input type="range" min="0" max="100" value="40" aria-label="Opacity of the'
+            ' probability layer"></label>'
+        )
     if unseen.any():
         keys += '<span class="key blank">not looked at</span>'
     hint = "Drag to move, choose the map and scroll to zoom; keys: arrows, + and &minus;, 0 for all"
@@ -235,9 +252,7 @@ def _map(overview: Overview, index: int, share: float) -> str:
         '<div class="scale"> <i></i></div></div>'
         f'<figcaption><div class="under"><span class="name">{_text(overview.name)}</span><span>{told}</span></div>'
         f'<div class="under">{keys}'
-        '<label class="control"><input type="checkbox" checked> outlines</label>'
-        '<label class="control">opacity <input type="range" min="0" max="100" value="40" aria-label="Opacity of the'
-        ' probability layer"></label></div>'
+        f'<label class="control"><input type="checkbox" checked> outlines</label>{opacity}</div>'
         f'<p class="under control">{hint}.</p></figcaption></figure>'
     )
 

@@ -218,7 +218,7 @@ def town(folder: Path) -> Callable[[Progress], Path]:
 
     def job(progress: Progress) -> Path:
         path = folder / "town.tif"
-        draw(path, size_px=EXAMPLE_PX, seed=1, progress=progress)
+        draw(path, size_px=EXAMPLE_PX, seed=1, overwrite=True, progress=progress)
         return path
 
     return job
