@@ -40,7 +40,7 @@ def main() -> None:
             rows.append({"seed": seed, "drawn": "not at all", "labels": 0, "true_m2": whole,
                          "measured_m2": summary.area_m2, **first})  # fmt: skip
             for count in COUNTS:
-                for how in ("by doubt", "alike", "by doubt, in two halves"):
+                for how in ("by doubt", "alike", "by doubt in halves"):
                     rows.append({"seed": seed, "drawn": how, "labels": count, **repeated(windows, true, count, how)})
             print(
                 seed, *(f"{row['labels']} {row['drawn']}: {row['width']:.2f} {row['held']:.2f};" for row in rows[-16:])
