@@ -1,5 +1,6 @@
 """Each room in a browser: upload, act, see the result, download."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def test_labels_of_a_few_windows_narrow_the_total(room, town):
     survey.panel.get_by_text("from 6 labelled windows").first.wait_for()
     rows = survey.panel.locator("table.plain tbody tr").all_inner_texts()
     assert len(rows) == 2 and int(rows[1].split()[-1]) < int(rows[0].split()[-1])
+    survey.press("Choose windows")  # six more beside those that have labels
+    survey.panel.locator(".sheet img").nth(11).wait_for()
+    survey.press("Recalibrate")
+    survey.panel.get_by_text("from 12 labelled windows").first.wait_for()
+    table = list(csv.DictReader(survey.downloaded("labels.csv").read_text().splitlines()))
+    assert [row["draw"] for row in table] == ["1"] * 6 + ["2"] * 6 and len({row["window"] for row in table}) == 12
 
 
 def test_survey_says_what_is_missing(room, tmp_path):

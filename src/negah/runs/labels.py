@@ -213,7 +213,7 @@ def free_path(out: Path) -> Path:
 
 
 def write_next(
-    path: Path, rows: Sequence[Row], shots: Sequence[Shot], *, level: float, labels: Path | None = None
+    rows: Sequence[Row], shots: Sequence[Shot], path: Path, *, level: float, labels: Path | None = None
 ) -> None:
     """Write a table to fill in and beside it a page to look at, each whole or not at all.
 

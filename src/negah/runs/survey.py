@@ -321,7 +321,7 @@ def survey(
                 }, path)  # fmt: skip
         if label_next is not None:
             shots = labels.shots_of(plan, ledger, sources, to_label[: labels.SHOWN])
-            labels.write_next(label_next, to_label, shots, level=measure.level, labels=options.labels)
+            labels.write_next(to_label, shots, label_next, level=measure.level, labels=options.labels)
     return summary
 
 

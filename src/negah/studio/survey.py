@@ -142,6 +142,8 @@ def shown(asked: Asked) -> list[Any]:
     """The survey itself, its figures, report and files, and all intervals so far."""
     summary = asked.summary
     text = parts.facts(totals(summary))
+    if summary.remarks:
+        text += parts.lines(summary.remarks)
     text += parts.failed([(failure.source, failure.reason) for failure in summary.failures])
     rows = []
     for rests_on, total, low, high in asked.intervals:
