@@ -18,8 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
@@ -206,8 +204,8 @@ def _gradients(
         batch = to_device(next(stream), where)
         # Gradients are averaged over the processes in the last backward, once for all parts.
         waits = part < accumulate - 1
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(not waits)
+        if shards.is_sharded(model):
+            model.set_requires_gradient_sync(not waits)  # pyright: ignore[reportCallIssue]
         with model.no_sync() if waits and isinstance(model, DistributedDataParallel) else nullcontext():
             with autocast:
                 entries = model(batch)
@@ -229,8 +227,7 @@ def _clip(optimizer: Optimizer, clip: float | None) -> Tensor:
     if clip is not None:
         for part, norm in zip(parts.values(), norms):
             torch.nn.utils.clip_grads_with_norm_(part, clip, norm)
-    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    return torch.stack([norm.float() for norm in norms]).norm()
+    return torch.stack([shards.full(norm).float() for norm in norms]).norm()
 
 
 def _agree(entries: dict[str, Tensor], interrupted: bool) -> tuple[Row, bool]:

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from negah.train import shards
 from negah.train.objective import Groups, decay_matrices_only
 
 
@@ -83,4 +83,4 @@ def lars_groups(module: nn.Module) -> Groups:
 def _norms(tensors: list[Tensor]) -> Float[Tensor, " tensor"]:
     """Norm of each tensor, of the whole one where it is spread over processes."""
     norms = torch.stack(torch._foreach_norm(tensors))
-    return norms.full_tensor() if isinstance(norms, DTensor) else norms
+    return shards.full(norms)

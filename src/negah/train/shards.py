@@ -3,6 +3,9 @@
 `apply` makes units: the children of every ModuleList (blocks) and whatever the objective names in `units`.  A unit's
 parameters are brought together only while it runs; what is in no unit is together for the whole step.  Checkpoints hold
 whole tensors, so that a run goes on with another number of processes, or without sharding.
+
+`torch.distributed.fsdp` takes half a second to import, so only who shards waits for it; whether something is spread is
+told without it.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from negah import ranks
@@ -21,6 +21,9 @@ from negah.train.objective import Objective
 
 def apply(objective: Objective, *, bf16: bool) -> None:
     """Shard `objective` in place.  bf16: parameters travel in bfloat16, gradients are added up in fp32 all the same."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
     where = next(objective.parameters()).device.type
     mesh = init_device_mesh(where, (ranks.world(),))
     # Inputs are left as they are: autocast decides what is computed in which type.
@@ -31,9 +34,24 @@ def apply(objective: Objective, *, bf16: bool) -> None:
             register_fsdp_forward_method(unit, "many")
 
 
+def is_spread(value: Any) -> bool:
+    """Whether it is a tensor (a DTensor) of which each process holds a part."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether it went through `apply`."""
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+def full(value: Tensor) -> Tensor:
+    """A tensor brought together where it is spread; all processes have to ask for it."""
+    return value.full_tensor() if is_spread(value) else value  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def whole(state: Any) -> Any:
     """A state dict with every spread tensor brought together, on the CPU; all processes have to ask for it."""
-    return _changed(state, lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x)
+    return _changed(state, lambda x: full(x).cpu() if is_spread(x) else x)
 
 
 def load(objective: Objective, optimizer: Optimizer, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
@@ -56,7 +74,9 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _spread(value: Any, like: Any) -> Any:
     """A whole tensor, spread as `like` is if it has its shape: an optimiser also keeps counters."""
-    if isinstance(like, DTensor) and isinstance(value, Tensor) and value.shape == like.shape:
+    if is_spread(like) and isinstance(value, Tensor) and value.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
     return value
 
