@@ -28,14 +28,15 @@ from rasterio.transform import from_origin
 from torch import nn
 
 from negah.cli.main import main
-from negah.errors import InputError, OutputError
+from negah.errors import InputError, OutputError, WeightsError
 from negah.images.raster import Raster
 from negah.images.windows import Box
 from negah.nn.vit import ViT
 from negah.probe.attentive import AttentiveHead, Reading
 from negah.probe.detector import Detector, DetectorInfo, save
 from negah.runs import survey as runs
-from negah.runs.survey import Options, Summary, survey, totals, with_head
+from negah.runs.detectors import with_head
+from negah.runs.survey import Options, Summary, survey, totals
 
 UTM = "EPSG:32633"
 WHITE, BLACK = 255, 0
@@ -783,7 +784,7 @@ def test_head_on_another_backbone(tmp_path):
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(rebuilt(images).logit, whole(images).logit)
     narrow = ViT(patch=8, dim=16, depth=1, heads=1, grid=(4, 4))
-    with pytest.raises(runs.WeightsError, match="16 wide"):
+    with pytest.raises(WeightsError, match="16 wide"):
         with_head(narrow, tmp_path / "whole.safetensors")
     assert isinstance(rebuilt.head, AttentiveHead)
 

@@ -54,8 +54,8 @@ class Calibrate(show.Verb):
     def run(self) -> int:
         """Calibrate, then print how far the areas are off before and after."""
         from negah.runs.calibrate import calibrate
+        from negah.runs.detectors import detector_of
         from negah.runs.record import compute_device
-        from negah.runs.survey import detector_of
 
         detector = detector_of(self.model, backbone=self.backbone, head=self.head).to(compute_device())
         given = {"backbone": self.backbone, "head": str(self.head)} if self.head else {"model": self.model}

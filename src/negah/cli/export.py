@@ -35,8 +35,8 @@ class Export(show.Verb):
 
     def run(self) -> int:
         """Export, then print what was written and how far its outputs are from ours."""
+        from negah.runs.detectors import detector_of
         from negah.runs.export import export
-        from negah.runs.survey import detector_of
 
         detector = detector_of(self.model, backbone=self.backbone, head=self.head)
         made = export(detector, self.path, self.window_px)

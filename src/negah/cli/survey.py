@@ -83,8 +83,9 @@ class Survey(show.Verb):
     def run(self) -> int:
         """Survey, then print the totals and where the report is."""
         from negah.errors import InputError
+        from negah.runs.detectors import detector_of
         from negah.runs.record import compute_device
-        from negah.runs.survey import Options, detector_of, summary_dict, survey, totals
+        from negah.runs.survey import Options, summary_dict, survey, totals
 
         if not self.paths:
             raise InputError("nothing to survey: give an image, a folder, an archive or a URL")

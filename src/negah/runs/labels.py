@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count as counting
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import Source
 from negah.images.windows import Box
 from negah.runs.page import document, picture_uri
-from negah.runs.telling import counted
+from negah.runs.telling import LABELLED, NONE_OFF, TO_LABEL, UNUSED, counted
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
 from negah.solar.plan import Axis, Plan, PlannedSource
@@ -116,12 +116,10 @@ def new_box(source: PlannedSource, index: int) -> Box:
     return Box(box.col + box.width - width, box.row + box.height - height, width, height)
 
 
-def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: float, aoi: Path | None) -> int:
-    """How many labels will not be used, see `read_labels`.
-
-    Raises InputError on what could only fail at the end of a survey."""
+def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: float, aoi: Path | None) -> None:
+    """Raises InputError on what could only fail at the end of a survey."""
     if label_next is None and labels is None:
-        return 0
+        return
     if overlap:
         raise InputError("--label-next and --labels count every piece of ground once: leave out --overlap")
     if aoi is not None:
@@ -129,12 +127,12 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
     if label_next is not None and label_next < 1:
         raise InputError(f"--label-next takes a number of windows, at least 1, not {label_next}")
     if labels is None:
-        if label_next is not None and (out / LABELS).exists():
+        if (out / LABELS).exists():
             raise InputError(
                 f"{out / LABELS} is there already: fill it in and give it to --labels, with --label-next beside it for "
                 "more windows, or move it away"
             )
-        return 0
+        return
     known = read_labels(labels)
     if label_next is not None and known.empty:
         rows = counted(known.empty, "row")
@@ -142,7 +140,47 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
             f"{labels} has {rows} without true_m2: fill {'it' if known.empty == 1 else 'them'} in before more windows "
             "are drawn, or leave out --label-next"
         )
-    return known.unused
+
+
+class Consulted(NamedTuple):
+    """What labels say of a survey.
+
+    total: None without labels; rests_on: in words, on what its range does.  rows: to label next, in the file `path`.
+    notes: for the report.  remarks: on labels that were not used.
+    """
+
+    total: Total | None = None
+    rests_on: str = ""
+    rows: Sequence[Row] = ()
+    path: Path | None = None
+    notes: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+
+
+def consulted(
+    plan: Plan, ledger: Ledger, out: Path, *, count: int | None, path: Path | None, seed: int, noise: float, whole: bool
+) -> Consulted:
+    """Rest a survey's total on the labels in the file `path`, and draw `count` windows that have none.
+
+    noise: relative error of a find's size.  whole: all of the ground counts, once, so that it could rest on labels.
+    """
+    if count is None and path is None:
+        left = _left_out(plan, ledger, out) if whole else ""
+        return Consulted(remarks=[left] if left else [])
+    windows = scored(plan, ledger)
+    found, rests_on, notes, remarks = None, "", [], []
+    if path is not None:
+        found, none_off = labelled_total(windows, path)
+        rests_on = f"90 %, from {found.labels:,} labelled windows" + ", none of which was off" * none_off
+        notes += [LABELLED, *[NONE_OFF] * none_off]
+        if unused := read_labels(path).unused:
+            row, are = ("1 that is filled in", "is") if unused == 1 else (f"{unused:,} that are filled in", "are")
+            remarks.append(UNUSED.format(path=path, count=row, are=are))
+    if count is None:
+        return Consulted(found, rests_on, notes=notes, remarks=remarks)
+    rows, table = next_of(windows, count, noise=noise, seed=seed, labels=path), free_path(out)
+    notes.append(TO_LABEL.format(path=table, page=table.with_suffix(".html").name, count=len(rows)))
+    return Consulted(found, rests_on, rows, table, notes, remarks)
 
 
 def next_of(windows: Scored, number: int, *, noise: float, seed: int, labels: Path | None = None) -> list[Row]:
@@ -208,7 +246,7 @@ def shots_of(plan: Plan, ledger: Ledger, sources: Sequence[Source], rows: Sequen
 
 def free_path(out: Path) -> Path:
     """Where the next windows to label are written to: no file that may hold labels is ever written over."""
-    names = (LABELS if k == 1 else f"{Path(LABELS).stem}-{k}.csv" for k in count(1))
+    names = (LABELS if k == 1 else f"{Path(LABELS).stem}-{k}.csv" for k in counting(1))
     return next(out / name for name in names if not (out / name).exists())
 
 
@@ -274,7 +312,7 @@ def round_length(most: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
 
 
-def left_out(plan: Plan, ledger: Ledger, out: Path) -> str:
+def _left_out(plan: Plan, ledger: Ledger, out: Path) -> str:
     """Says that labels of this survey lie in its folder, where none were given; empty where none do."""
     for path in sorted(out.glob(f"{Path(LABELS).stem}*.csv"), key=lambda path: -path.stat().st_mtime_ns):
         try:

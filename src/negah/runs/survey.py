@@ -7,10 +7,9 @@ files are assembled anew from the ledger at the end of every run.  What could no
 
 import datetime
 import hashlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -19,37 +18,35 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import geopandas
 import numpy as np
 import shapely
 import torch
-from safetensors import safe_open
 
-from negah import __version__, probe, weights
-from negah.errors import InputError, OutputError, WeightsError
+from negah import __version__
+from negah.errors import InputError
 from negah.images.bands import gdal_settings
-from negah.images.raster import DISAGREE
-from negah.images.sources import MASK, Source, find_sources
-from negah.nn.vit import ViT
-from negah.probe.attentive import AttentiveHead
-from negah.probe.detector import Detector, DetectorInfo, in_bf16
+from negah.probe.detector import Detector, in_bf16
 from negah.progress import Progress, silent
 from negah.runs import also, labels, refine
+from negah.runs.beginning import (
+    another,
+    check_parcels,
+    check_region,
+    make_folder,
+    prepare_folder,
+    said_themselves,
+    same_kind,
+    taken,
+    try_again,
+)
 from negah.runs.record import fingerprint_of, hardware, versions
 from negah.runs.telling import (
-    LABELLED,
-    MASKS,
-    NONE_OFF,
     OUTLINES,
-    SAID,
     SCORED,
-    TO_LABEL,
-    UNUSED,
     Options,
     Precision,
     Summary,
     audit_texts,
-    counted,
     doubt_of,
     how_bounded,
     not_looked_at,
@@ -60,16 +57,13 @@ from negah.runs.telling import (
 )
 from negah.solar.calibration import Calibration
 from negah.solar.calibration import load as load_calibration
-from negah.solar.ledger import FILE as LEDGER
 from negah.solar.ledger import Input, Ledger
 from negah.solar.merge import Strip, components, strips
 from negah.solar.outputs import (
-    NAMES,
     Assembly,
     Drawn,
     Heatmap,
     Panels,
-    discard,
     heatmap_names,
     write_failures,
     write_json,
@@ -82,7 +76,6 @@ from negah.solar.plan import Plan, PlannedSource, make_plan
 from negah.solar.power import Power, power_of, tilt
 from negah.solar.regions import Region, join, read_polygons, read_region
 from negah.solar.report import Report, write_report
-from negah.solar.sampling import Row
 from negah.solar.survey import Measure, fast_bf16, score
 
 BATCHES = {"cpu": 16}  # windows per batch, 256 on accelerators; part of the fingerprint
@@ -114,7 +107,7 @@ def survey(
     Raises InputError when nothing can be surveyed, OutputError when `out` holds another survey or cannot be written.
     A single bad input is not an error: it is in the summary's failures.
     """
-    detector = _same_kind(detectors)
+    detector = same_kind(detectors)
     info, device = detector.info, next(detector.parameters()).device
     calibration = calibration_for(options.calibration, detectors, threshold=options.threshold)
     made_at = info.threshold if calibration is None else calibration.threshold
@@ -122,7 +115,7 @@ def survey(
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a probability, from 0 to 1, not {threshold:g}")
     power = power_of(options.m2_per_kw, year=options.year, tilt=tilt(options.tilt))
-    unused = labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
+    labels.check(out, options.label_next, options.labels, overlap=options.overlap, aoi=options.aoi)
     asked = also.asking(options.also, options.also_model, device) if options.also else None
     refining = refine.refining(detectors, overlap=options.overlap) if options.refine == "neighbours" else None
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
@@ -132,14 +125,7 @@ def survey(
     threads = max(2, min(8, os.cpu_count() or 2))
     region = read_region(options.aoi) if options.aoi else None
     parcels = read_polygons(options.parcels, option="--parcels") if options.parcels else None
-    sources = [source for source in find_sources(paths, root=root) if not _made_by_a_survey(source, out)]
-    if not sources:
-        raise InputError(f"nothing to survey: all images found were made by surveys, in {out} or another output folder")
-    sources, masks = _without_masks(sources, paths)
-    remarks = [MASKS.format(count=counted(len(masks), "mask"), first=masks[0].name)] if masks else []
-    if unused:
-        row, are = ("1 that is filled in", "is") if unused == 1 else (f"{unused:,} that are filled in", "are")
-        remarks.append(UNUSED.format(path=options.labels, count=row, are=are))
+    sources, remarks = taken(paths, out, root=root)
     fingerprint = {
         "negah": __version__,
         "torch": torch.__version__,
@@ -157,7 +143,7 @@ def survey(
 
     with ExitStack() as stack:
         stack.enter_context(gdal_settings())
-        _prepare_folder(out, overwrite=options.overwrite)
+        prepare_folder(out, overwrite=options.overwrite)
         inputs = [Input(source.name, *source.state()) for source in sources]
         begun = Ledger.begun(out)
         plan_of = partial(
@@ -167,23 +153,18 @@ def survey(
         # A new plan comes before the ledger: a survey that cannot begin must leave no trace.
         plan = None if begun else plan_of()
         if plan is not None:
-            _check_region(plan, region)
-            _check_parcels(plan, parcels)
-        _make_folder(out)
+            check_region(plan, region)
+            check_parcels(plan, parcels)
+        make_folder(out)
         ledger = stack.enter_context(Ledger(out))
         if plan is not None:
             ledger.begin(fingerprint, inputs, plan)
         elif what := ledger.difference(fingerprint, inputs):
-            raise _another(out, what)
+            raise another(out, what)
         else:
-            plan = _try_again(out, ledger, inputs, plan_of)
-            _check_parcels(plan, parcels)
-        if unlike := [
-            s for s in plan.sources if options.gsd_m and s.crs and abs(s.gsd_m / options.gsd_m - 1) > DISAGREE
-        ]:
-            remarks.append(SAID.format(
-                gsd=options.gsd_m, count=counted(len(unlike), "image"), first=unlike[0].name, said=unlike[0].gsd_m,
-            ))  # fmt: skip
+            plan = try_again(out, ledger, inputs, plan_of)
+            check_parcels(plan, parcels)
+        remarks += said_themselves(plan, options.gsd_m)
         done, again = ledger.finished, len(plan.again)
         scorers = [in_bf16(d) for d in detectors] if bf16 else detectors
         score(
@@ -226,26 +207,14 @@ def survey(
             rests_on = how_bounded(measure, ledger)
             if not any(ledger.counts().get(status) for status in SCORED):
                 total, low, high, rests_on = np.nan, None, None, "nothing was looked at"
-            to_label: list[Row] = []
-            labelled, label_next = None, None
-            if options.labels or options.label_next:
-                windows = labels.scored(plan, ledger)
-                if options.label_next:
-                    noise = measure.calibration.noise if measure.calibration else labels.NOISE
-                    to_label = labels.next_of(
-                        windows, options.label_next, noise=noise, seed=LABEL_SEED, labels=options.labels
-                    )
-                    label_next = labels.free_path(out)
-                    page = label_next.with_suffix(".html").name
-                    notes.insert(0, TO_LABEL.format(path=label_next, page=page, count=len(to_label)))
-                if options.labels:
-                    (total, low, high, labelled), none_off = labels.labelled_total(windows, options.labels)
-                    rests_on = f"90 %, from {labelled:,} labelled windows" + ", none of which was off" * none_off
-                    notes.insert(0, LABELLED)
-                    if none_off:
-                        notes.insert(1, NONE_OFF)
-            elif not options.overlap and not options.aoi and (left := labels.left_out(plan, ledger, out)):
-                remarks.append(left)
+            said = labels.consulted(
+                plan, ledger, out, count=options.label_next, path=options.labels, seed=LABEL_SEED,
+                noise=measure.calibration.noise if measure.calibration else labels.NOISE,
+                whole=not options.overlap and options.aoi is None,
+            )  # fmt: skip
+            notes, remarks = [*said.notes, *notes], [*remarks, *said.remarks]
+            if said.total is not None:
+                (total, low, high, _), rests_on = said.total, said.rests_on
             kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
             abstained, share = ledger.abstained()
             seconds = ledger.seconds
@@ -257,7 +226,7 @@ def survey(
                 surveyed_km2=made.surveyed_m2 / 1e6, calibration=calibration and (calibration.region or "unnamed"),
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
-                also=answers, refined=refined, labelled=labelled, label_next=label_next,
+                also=answers, refined=refined, labelled=said.total and said.total.labels, label_next=said.path,
                 remarks=remarks,
             )  # fmt: skip
             provenance = {
@@ -311,7 +280,7 @@ def survey(
                     "seconds": {"windows": round(seconds, 3), "this run": round(time.monotonic() - clock, 3)},
                     "arguments": {"paths": list(paths), "out": str(out), **plain({**given, **asdict(options)})},
                     "fingerprint": fingerprint,
-                    "seeds": {"windows to label": LABEL_SEED} if to_label else {},  # nothing else is random
+                    "seeds": {"windows to label": LABEL_SEED} if said.rows else {},  # nothing else is random
                     "model": [{"hash": fingerprint_of(d), **asdict(d.info)} for d in detectors],
                     **({"refined": asdict(refined)} if refined else {}),
                     **({"also": asked.about} if asked else {}),
@@ -319,52 +288,15 @@ def survey(
                     "hardware": hardware(device),
                     "totals": summary_dict(summary),
                 }, path)  # fmt: skip
-        if label_next is not None:
-            shots = labels.shots_of(plan, ledger, sources, to_label[: labels.SHOWN])
-            labels.write_next(to_label, shots, label_next, level=measure.level, labels=options.labels)
+        if said.path is not None:
+            shots = labels.shots_of(plan, ledger, sources, said.rows[: labels.SHOWN])
+            labels.write_next(said.rows, shots, said.path, level=measure.level, labels=options.labels)
     return summary
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether a survey on this device multiplies in bfloat16."""
     return fast_bf16(device) if precision == "auto" else precision == "bf16"
-
-
-def detector_of(model: str, *, backbone: str | None = None, head: Path | None = None) -> Detector:
-    """The detector that a user asks for: by name or file, or a backbone and a head that was trained on it.
-
-    Raises InputError on half a pair, WeightsError on weights that are missing or do not fit.
-    """
-    if backbone is None and head is None:
-        return probe.load(model)
-    if backbone is None or head is None:
-        raise InputError("--backbone and --head belong together: give both, or neither to use --model")
-    return with_head(weights.load(backbone), head)
-
-
-def with_head(backbone: ViT, path: Path) -> Detector:
-    """A backbone under the head (and with the info) of a detector's file, whose own backbone is not looked at."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("negah", "null"))
-            names = [name for name in file.keys() if name.startswith("head.")]
-            state = {name.removeprefix("head."): file.get_tensor(name).float() for name in names}
-    except Exception as error:  # safetensors raises its own, undocumented kinds
-        raise WeightsError(f"{path} is not a readable safetensors file ({error}): give one by `negah probe`") from error
-    if not isinstance(meta, dict) or not {"head", "info"} <= meta.keys() or not state:
-        raise WeightsError(f"{path} holds no head: give a file written by `negah probe train`")
-    shape, info = meta["head"], meta["info"]
-    if shape["dim"] != backbone.dim:
-        raise WeightsError(
-            f"{path} is a head for tokens {shape['dim']} wide, and this backbone's are {backbone.dim} wide: give the "
-            "backbone that it was trained on"
-        )
-    head = AttentiveHead(shape["dim"], heads=shape["heads"], mlp_ratio=shape["mlp_ratio"])
-    try:
-        head.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} does not fit its own description: {' '.join(str(error).split())}") from error
-    return Detector(backbone, head, DetectorInfo.from_dict(info)).eval()
 
 
 class _Made(NamedTuple):
@@ -433,47 +365,6 @@ def _add(
     return drawn, ground
 
 
-def _same_kind(detectors: Sequence[Detector]) -> Detector:
-    if not detectors:
-        raise InputError("a survey needs at least one detector")
-    kinds = {(d.patch, d.info.window_px, d.info.gsd_m) for d in detectors}
-    if len(kinds) > 1:
-        raise InputError("detectors that are averaged must have the same patch, window and ground sampling distance")
-    if any(d.training for d in detectors):
-        raise InputError("a detector is in training mode: call .eval() on it first")
-    return detectors[0]
-
-
-def _another(out: Path, what: str) -> OutputError:
-    return OutputError(f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it")
-
-
-def _try_again(out: Path, ledger: Ledger, inputs: Sequence[Input], plan_of: Callable[..., Plan]) -> Plan:
-    """The recorded plan with another attempt at what failed, which is recorded too.  plan_of: `make_plan`, but `only`.
-
-    Raises OutputError where an input of which some windows were read has been replaced by one with other windows: their
-    numbers are taken.
-    """
-    plan = ledger.plan()
-    planned = {source.position: source for source in plan.sources}
-    found = plan_of(only={failure.position for failure in plan.failures}.union(ledger.changed(inputs)))
-    for failure in found.failures:
-        if failure.position in planned:
-            raise _another(out, f"the input {failure.source} has changed since and fails now: {failure.reason}")
-    joining, repaired, first = [], [], plan.windows
-    for source in found.sources:
-        old = planned.get(source.position)
-        if old is None:
-            joining.append(replace(source, first=first, opens_chunk=not joining))
-            first += len(source.layout)
-        elif replace(source, first=old.first, opens_chunk=old.opens_chunk) == old:
-            repaired.append(old)
-        else:
-            raise _another(out, f"the input {source.name} has changed since, in size or place")
-    ledger.take_up(inputs, Plan(joining, found.failures), repaired)
-    return ledger.plan()
-
-
 def calibration_for(
     path: Path | None, detectors: Sequence[Detector], *, threshold: float | None = None
 ) -> Calibration | None:
@@ -494,72 +385,9 @@ def calibration_for(
     return found
 
 
-def _check_region(plan: Plan, region: Region | None) -> None:
-    """Polygons that lie elsewhere would make a map without panels, which looks like an answer."""
-    if region is None:
-        return
-    for source in plan.sources:
-        extent = shapely.box(0, 0, source.width, source.height)
-        if source.crs is not None and region.in_pixels(source.crs, source.affine).intersects(extent):
-            return
-    raise InputError("--aoi touches none of the images: is it the right file, and does it say the right CRS?")
-
-
-def _check_parcels(plan: Plan, parcels: geopandas.GeoDataFrame | None) -> None:
-    if parcels is not None and all(source.crs is None for source in plan.sources):
-        raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
-
-
-def _prepare_folder(out: Path, *, overwrite: bool) -> None:
-    """Make sure that `out` may be written to; nothing is created yet."""
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"--out {out} is a file: give a folder")
-    if out.is_dir() and not os.access(out, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {out} may not be written to: choose another --out, or change its permissions")
-    if overwrite and out.is_dir():
-        discard(out)
-    if out.is_dir() and not (out / LEDGER).exists():
-        if taken := [name for name in NAMES if (out / name).exists()]:
-            raise OutputError(
-                f"{out} already holds {taken[0]}, and no survey to continue: choose another --out, or --overwrite"
-            )
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from error
-
-
 def _digest(path: Path | None) -> str | None:
     """What a file's content is told by in the fingerprint."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path else None
-
-
-def _made_by_a_survey(source: Source, out: Path) -> bool:
-    """Whether it lies in the output folder of this survey, or is a heat map in that of another."""
-    if source.path is None:
-        return False
-    path = Path(os.path.abspath(source.path))
-    if Path(os.path.abspath(out)) in path.parents:
-        return True
-    if path.parent.name == "heatmaps":
-        return (path.parents[1] / LEDGER).exists()
-    return path.name == "heatmap.tif" and (path.parent / LEDGER).exists()
-
-
-def _without_masks(sources: list[Source], paths: Sequence[str]) -> tuple[list[Source], list[Source]]:
-    """Sources without the masks that lie in folders beside their pictures, and these masks."""
-    named = {os.path.abspath(path) for path in paths}
-    stems = {source.path.with_suffix("") for source in sources if source.path and not source.member}
-    masks = [
-        source for source in sources
-        if source.path and not source.member and source.path.stem.endswith(MASK)
-        and source.path.with_name(source.path.stem.removesuffix(MASK)) in stems
-        and os.path.abspath(source.path) not in named
-    ]  # fmt: skip
-    return [source for source in sources if source not in masks], masks
 
 
 def _title(paths: Sequence[str]) -> str:

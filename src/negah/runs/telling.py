@@ -38,8 +38,6 @@ TO_LABEL = (
     "{path} names {count:,} windows to label, and {page} beside it shows them: fill in true_m2, and give the "
     "same command again with --labels {path} and without --label-next."
 )
-MASKS = "Left out: {count} of pictures beside them (first: {first}). Name a mask itself to survey it."
-SAID = "--gsd {gsd:g} was not used for {count} that say their pixel size themselves (first: {first}, {said:.3g} m)."
 DOUBTED = (
     "The {what} does not hold here: {doubt}. The areas may be several times too large or too small, and what is given "
     "as a range of single windows and panels does not hold either."

@@ -11,9 +11,10 @@ from negah.images.overview import Mosaic
 from negah.images.sources import find_sources
 from negah.progress import Progress
 from negah.runs import labels
+from negah.runs.detectors import detector_of
 from negah.runs.record import compute_device
 from negah.runs.scene import draw
-from negah.runs.survey import Options, Summary, detector_of, survey, totals
+from negah.runs.survey import Options, Summary, survey, totals
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import NAMES
 from negah.solar.sampling import LABELS, Row, read_drawn, read_labels, write_labels
