@@ -725,7 +725,7 @@ def test_small_pictures_are_shown_on_a_contact_sheet(tmp_path, monkeypatch):
     folder = tmp_path / "tiles"
     folder.mkdir()
     for k, panel in enumerate((0, 8, 24, 16)):
-        image = np.full((32, 32, 3), 60, np.uint8)
+        image = np.full((32, 32, 3), BLACK, np.uint8)
         image[:panel, :8] = WHITE
         Image.fromarray(image).save(folder / f"{k}.png")
     shown = []

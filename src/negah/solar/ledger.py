@@ -9,7 +9,7 @@ the next run; its row says that it failed until its chunk is committed once more
     inputs   name, size and time of change of every input, so that an exchanged file is noticed
     sources  the plan: one JSON object per raster
     windows  one row per window; cells are the panel fractions of its patches as float16, NULL where all are zero;
-             factor is what a calibration multiplies them with where they count for areas;
+             factor is what they are multiplied with, so that cells of panels carry the whole area;
              abstained says why the area should not be relied on; feature is the backbone's summary of the window as
              float16, kept where the survey is refined, and refined the probability that came of it
     failures inputs and windows that could not be read, with the reason
@@ -31,7 +31,7 @@ from numpy import ndarray
 from negah.errors import OutputError
 from negah.solar.plan import Failure, Plan, PlannedSource
 
-FORMAT = 5
+FORMAT = 6
 FILE = "ledger.sqlite"
 
 SCHEMA = """

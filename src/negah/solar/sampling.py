@@ -36,11 +36,12 @@ unlabelled one on count as never drawn (`read_labels`).
 """
 
 import csv
+import io
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import takewhile
-from operator import itemgetter
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,8 @@ from scipy.special import stdtrit
 from negah.errors import InputError
 
 LABELS = "label-next.csv"
-COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "draw", "of_windows", "true_m2")
+COLUMNS = ("source", "window", "bounds", "area_m2", "probability", "chance", "draw", "row", "of_windows", "true_m2")
+FIGURES = ("area_m2", "probability", "chance", "true_m2")  # columns with decimals
 DOUBT = 0.001  # no probability is taken to be nearer to 0 or 1: a detector is wrong once in a thousand, however sure
 USUAL = 0.01  # share of a window that panels cover, where a survey has no find to tell
 
@@ -202,94 +204,144 @@ def total(
 
 def write_labels(rows: Sequence[Row], path: Path, *, true_m2: Sequence[float | None] = ()) -> None:
     """The windows to label, with a column true_m2 to fill in, or filled in where `true_m2` knows it."""
+    drawn, written = Counter(row.draw for row in rows), Counter[int]()
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(COLUMNS)
         for row, true in zip(rows, true_m2 or [None] * len(rows), strict=True):
-            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.draw, row.of_windows
-            out.writerow((row.source, row.window, row.bounds, *figures, "" if true is None else f"{true:.3f}"))
+            figures = f"{row.area_m2:.3f}", f"{row.probability:.6f}", f"{row.chance:.9g}", row.draw
+            written[row.draw] += 1
+            place = f"{written[row.draw]} of {drawn[row.draw]}", row.of_windows
+            out.writerow((row.source, row.window, row.bounds, *figures, *place, "" if true is None else f"{true:.3f}"))
 
 
 def read_drawn(path: Path) -> list[Row]:
-    """What `write_labels` wrote, whatever was filled in."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [
-            Row(
-                row["source"], row["window"], row["bounds"], float(row["area_m2"]), float(row["probability"]),
-                float(row["chance"]), int(row["of_windows"]), int(row.get("draw") or 1),
-            )
-            for row in csv.DictReader(file)
-        ]  # fmt: skip
+    """The windows that `write_labels` wrote, in the order of the draw.  Raises InputError as `read_labels`."""
+    return [
+        Row(
+            row["source"], row["window"], row.get("bounds", ""), _number(row.get("area_m2", "")),
+            _number(row.get("probability", "")), _number(row["chance"]), int(row["of_windows"]), draw,
+        )
+        for _, (draw, _, _), row in _in_order(path)
+    ]  # fmt: skip
 
 
 def read_labels(path: Path) -> Labels:
-    """The rows that are filled in, from the top to the first empty one.
+    """The rows that are filled in, in the order in which they were drawn, to the first that is empty or missing.
 
-    The file's order is random, so its first rows are a draw of their own.  Rows below a gap are not: who skips windows
-    skips those that are hard to label, and these are off by more.
+    That order is random, so the first rows are a draw of their own.  Rows below a gap are not: who skips windows skips
+    those that are hard to label, and these are off by more.  Sorting the file changes nothing, and a row that was
+    deleted is a gap, as far as the file has the column `row`; without it (as others may write) the file's order counts.
 
     chance: of being drawn and labelled, so the file's times the share of its draw's rows that count.  Without it the
     labelled windows would stand for themselves alone, and what the others are off would be taken for nothing.  Raises
     InputError on what is wrong.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file, restval="")
-            rows = [(reader.line_num, row) for row in reader]
-            columns = reader.fieldnames or ()
-    except (OSError, csv.Error) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"the labels {path} cannot be read ({why}): give the {LABELS} of a survey") from None
-    missing = [name for name in ("source", "window", "chance", "of_windows", "true_m2") if name not in columns]
-    if missing:
-        raise InputError(f"{path} has no column {', '.join(missing)}: keep those of {LABELS}, separated by commas")
     labels: dict[tuple[str, str], Label | None] = {}
-    draws: list[int] = []
-    for number, row in rows:
+    place: dict[tuple[str, str], tuple[int, int, int]] = {}
+    for number, (draw, at, of), row in _in_order(path):
         where = f"row {number} of {path}"
-        if any(row.pop(None, ())):
-            raise InputError(f"{where} has more values than columns: write decimals with a point, as in 12.5")
-        if not any(value.strip() for value in row.values()):
-            continue  # what spreadsheets leave behind
         key = row["source"], row["window"]
         if key in labels:
             raise InputError(f"{where} names window {key[1]} of {key[0]} a second time: delete one of the two")
-        labels[key] = None
-        draws.append(_draw_of(row.get("draw", ""), where, after=draws[-1] if draws else 1))
+        labels[key], place[key] = None, (draw, at, of)
         if row["true_m2"].strip():
             true, chance = _number(row["true_m2"]), _number(row["chance"])
             if not 0 <= true < math.inf:
                 raise InputError(f"{where} has true_m2 {row['true_m2']!r}: give square metres, such as 12.5, or 0")
             if not 0 < chance <= 1:
                 raise InputError(f"{where} has chance {row['chance']!r}, not above 0 and at most 1: leave it as it was")
-            labels[key] = Label(true, chance, draws[-1])
+            labels[key] = Label(true, chance, draw)
     if not any(labels.values()):
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
-    filled = {key: label for key, label in takewhile(itemgetter(1), labels.items()) if label}
-    if not filled:
+    drawn_among = {row["of_windows"].strip() for _, _, row in _in_order(path)}
+    if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
+        raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
+    rows_of = {draw: of for draw, _, of in place.values()}
+    whole = [(draw, at) for draw in sorted(rows_of) for at in range(1, rows_of[draw] + 1)]
+    counted: dict[tuple[str, str], Label] = {}
+    for (key, label), expected in zip(labels.items(), whole):  # both in the order of the draw
+        if label is None or place[key][:2] != expected:
+            break
+        counted[key] = label
+    if not counted:
         raise InputError(
             f"{path} has no true_m2 in its first row: fill it in from the top, 0 for no panels, and skip no window"
         )
-    drawn_among = {row["of_windows"].strip() for _, row in rows if any(value.strip() for value in row.values())}
-    if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
-        raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
-    share = Counter(label.draw for label in filled.values())
-    rows_of, given = Counter(draws), sum(label is not None for label in labels.values())
+    share, given = Counter(label.draw for label in counted.values()), sum(each is not None for each in labels.values())
     counted = {
         key: label._replace(chance=label.chance * share[label.draw] / rows_of[label.draw])
-        for key, label in filled.items()
+        for key, label in counted.items()
     }
-    return Labels(counted, int(among), given - len(filled), len(labels) - given)
+    return Labels(counted, int(among), given - len(counted), len(whole) - given)
 
 
-def _draw_of(text: str, where: str, *, after: int) -> int:
-    """Which draw a row is of: that of the row before, `after`, where the file does not say."""
+def _in_order(path: Path) -> list[tuple[int, tuple[int, int, int], dict[str, str]]]:
+    """Number in the file, (draw, place in it, of how many), and columns of each row, in the order of the draws.
+
+    Reads what spreadsheets save: separated by commas, semicolons or tabs, with decimal commas beside the latter two.
+    Raises InputError where the file is not what `write_labels` wrote, filled in.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"the labels {path} cannot be read ({error.strerror or error}): give the {LABELS} of a survey"
+        ) from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16", errors="replace")
+    else:
+        text = content.decode("utf-8-sig", errors="surrogateescape")
+    head = text.split("\n", 1)[0]
+    mark = max(",;\t", key=head.count)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark)
+        lines = [(reader.line_num, line) for line in reader]
+    except csv.Error as error:
+        raise InputError(f"the labels {path} cannot be read ({error}): give the {LABELS} of a survey") from None
+    columns = [name.strip().lower() for name in lines[0][1]] if lines else []
+    missing = [name for name in ("source", "window", "chance", "of_windows", "true_m2") if name not in columns]
+    if missing:
+        raise InputError(f"{path} has no column {', '.join(missing)}: keep those of {LABELS}")
+    rows, last = [], 1
+    for number, line in lines[1:]:
+        if not any(value.strip() for value in line):
+            continue  # what spreadsheets leave behind
+        where = f"row {number} of {path}"
+        if any(line[len(columns) :]):
+            raise InputError(f"{where} has more values than columns: write decimals with a point, as in 12.5")
+        row = dict(zip(columns, [*line, *[""] * (len(columns) - len(line))]))
+        if mark != ",":
+            row |= {name: row[name].replace(",", ".") for name in FIGURES if name in row}
+        last = _draw_of(row.get("draw", ""), where, before=last)
+        rows.append((number, last, row))
+    if not rows:
+        raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
+    if "row" not in columns:
+        if any(draw < before for (_, before, _), (_, draw, _) in pairwise(rows)):
+            raise InputError(f"{path} has rows of a draw below those of a later one: keep the order of the file")
+        size, seen, placed = Counter(draw for _, draw, _ in rows), Counter[int](), []
+        for number, draw, row in rows:
+            seen[draw] += 1
+            placed.append((number, (draw, seen[draw], size[draw]), row))
+        return placed
+    placed = []
+    for number, draw, row in rows:
+        found = re.fullmatch(r"\s*(\d+) of (\d+)\s*", row["row"])
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(
+                f"row {number} of {path} has row {row['row']!r}, not one such as 3 of 20: leave it as it was"
+            )
+        placed.append((number, (draw, int(found[1]), int(found[2])), row))
+    return sorted(placed, key=lambda each: each[1])
+
+
+def _draw_of(text: str, where: str, *, before: int) -> int:
+    """Which draw a row is of: that of the row before where the file does not say."""
     if not text.strip():
-        return after
+        return before
     if not text.strip().isdecimal() or int(text) < 1:
         raise InputError(f"{where} has draw {text!r}, not a number from 1 on: leave it as it was")
-    if int(text) < after:
-        raise InputError(f"{where} is of draw {int(text)}, below rows of draw {after}: keep the order of the file")
     return int(text)
 
 

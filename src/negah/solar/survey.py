@@ -374,13 +374,11 @@ def _measured(
 ) -> tuple[list, list, list]:  # fmt: skip
     """Bounds of each window's area, and the factor that makes areas of its cells; a calibration changes `area` itself.
 
-    Only cells from the level on belong to a panel, so they carry the whole calibrated area of their window, and where
-    there is none, the strongest is raised to it: the panels of a survey sum to its windows.
+    Only cells from the level on belong to a panel, so they carry the whole area of their window, and where there is
+    none, the strongest is raised to it: the panels of a survey sum to its windows.
     """
     area[:], *bounds = measure.sizes.measure(area, probability.astype(float), gsd_m, ground_m2)
     low, high = ([None if np.isnan(value) else value for value in some.tolist()] for some in bounds)
-    if measure.calibration is None:
-        return low, high, [None] * len(area)
     enough = np.nextafter(np.float16(measure.level), np.float16(1))  # in the type in which the ledger keeps fractions
     kept = fraction.astype(np.float16)
     faint = np.flatnonzero((area > 0) & (kept < enough).all(1))
