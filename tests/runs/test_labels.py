@@ -14,7 +14,7 @@ from negah.probe.attentive import Reading
 from negah.probe.detector import Detector, DetectorInfo
 from negah.runs import survey as runs
 from negah.runs.labels import new_of, weights
-from negah.runs.survey import Options, Summary, survey
+from negah.runs.survey import Options, Summary, survey, totals
 from negah.solar.plan import Axis
 from negah.solar.sampling import LABELS
 
@@ -69,7 +69,7 @@ def fill(path: Path, true) -> None:
         out.writerows({**row, "true_m2": "" if true(row) is None else f"{true(row):.3f}"} for row in table)
 
 
-def test_labels_that_agree_leave_the_total_and_narrow_it(town, tmp_path):
+def test_labels_that_agree_leave_the_total_and_tell_no_range(town, tmp_path):
     out = tmp_path / "map"
     first = run(town, out, threshold=0.5, label_next=30)
     names = rows(out / "label-next.csv")
@@ -84,8 +84,9 @@ def test_labels_that_agree_leave_the_total_and_narrow_it(town, tmp_path):
     fill(out / "label-next.csv", lambda row: float(row["area_m2"]))
     second = run(town, out, threshold=0.5, labels=out / "label-next.csv")
     assert second.area_m2 == pytest.approx(sum(float(row["area_m2"]) for row in windows.values()), rel=1e-3)
-    assert second.area_low == pytest.approx(second.area_m2, rel=1e-3) == second.area_high
-    assert second.rests_on == "90 %, from 30 labelled windows, none of which was off" and second.continued
+    assert (second.area_low, second.area_high, second.kw_low) == (None, None, None)
+    assert second.rests_on == "no range: none of the 30 labelled windows was off" and second.continued
+    assert second.area_m2 == pytest.approx(first.area_m2, rel=1e-3)  # panels sum to windows
     assert any("did not happen to meet" in note for note in second.notes)
     assert len(rows(out / "label-next.csv")) == 30  # nothing of it is lost
 
@@ -109,7 +110,12 @@ def test_more_windows_can_be_labelled_beside_those_that_are(town, tmp_path):
     with pytest.raises(InputError, match="label-next-2.csv has 30 rows without true_m2: fill them in before more"):
         run(town, out, threshold=0.0, labels=second, label_next=10)
     fill(second, lambda row: float(row["area_m2"]) / 2 + 1)
+    old = run(town, out, threshold=0.0, labels=first)
+    assert any(f"{second} holds 50 labels on which this total does not rest" in remark for remark in old.remarks)
+    with pytest.raises(InputError, match="label-next-2.csv is there already, with more windows to label"):
+        run(town, out, threshold=0.0, labels=first, label_next=10)
     both = run(town, out, threshold=0.0, labels=second)
+    assert not both.remarks and "the panels as measured: " in totals(both)["panel area"]
     true = sum(float(row["area_m2"]) for row in rows(out / "tiles.csv")) / 2 + 100
     assert both.labelled == 50 and both.area_low <= true <= both.area_high
     assert both.area_high - both.area_low < few.area_high - few.area_low
@@ -129,10 +135,31 @@ def test_a_survey_says_which_labels_it_does_not_rest_on(town, tmp_path):
     fill(out / LABELS, lambda row: 1.0)
     again = run(town, out)
     assert again.remarks == [f"{out / LABELS} holds 5 labels on which this total does not rest: give it to --labels."]
-    assert again.remarks[0] in again.notes and not run(town, out, labels=out / LABELS).remarks
+    assert again.remarks[0] in again.notes and again.measured_m2 == again.area_m2
+    few = run(town, out, labels=out / LABELS)
+    assert [remark.split(":")[0] for remark in few.remarks] == ["5 labels tell little"]
     shutil.copy(town, tmp_path / "city.tif")
     other = survey([str(tmp_path / "city.tif")], out, [Detector.random(window_px=SIDE)], Options(overwrite=True))
     assert not other.remarks and (out / LABELS).exists()  # they are of other windows
+
+
+def test_labels_of_an_image_that_was_exchanged_are_not_recommended_and_said_to_be(town, tmp_path):
+    out = tmp_path / "map"
+    run(town, out, threshold=0.0, label_next=60)
+    fill(out / LABELS, lambda row: 1.0)
+    with rasterio.open(town, "r+") as file:
+        file.write(np.random.default_rng(1).integers(0, 120, (3, 10 * SIDE, 10 * SIDE), dtype=np.uint8))
+    assert not run(town, out, threshold=0.0, overwrite=True).remarks
+    other = run(town, out, threshold=0.0, labels=out / LABELS)
+    assert len(other.remarks) == 1 and "Where the images are others, label anew" in other.remarks[0]
+    again = run(town, out, threshold=0.9, overwrite=True, labels=out / LABELS)  # so says it with another threshold
+    assert "another model, threshold or calibration" in again.remarks[0]
+    with rasterio.open(town, "r+") as file:
+        file.transform = from_origin(600_000, 5_800_000, 0.3, 0.3)
+    with pytest.raises(
+        InputError, match=r"has other bounds for window c\d+_r\d+ of .*town\.tif: it is of another image"
+    ):
+        run(town, tmp_path / "new", threshold=0.0, labels=out / LABELS)
 
 
 def test_the_page_of_windows_has_a_scale_and_what_was_found(tmp_path):
@@ -280,5 +307,6 @@ def test_labels_below_a_gap_are_left_out_and_that_is_said(town, tmp_path):
     path.write_text("\n".join(lines) + "\n")
     summary = run(town, tmp_path / "out", labels=path)
     assert summary.labelled == count - 5
-    assert any("empty row above 4 that are filled in" in note for note in summary.notes)
-    assert len(summary.remarks) == 1 and summary.remarks[0] in summary.notes
+    assert any("empty or deleted row before 4 that are filled in" in note for note in summary.notes)
+    assert set(summary.remarks) <= set(summary.notes)
+    assert "25 labels tell little" in summary.remarks[1] and f"1 row of {path} is empty" in summary.remarks[1]

@@ -695,6 +695,11 @@ def test_masks_beside_pictures_are_left_out_and_that_is_said(tmp_path):
     assert summary.remarks == [
         f"Left out: 1 mask of pictures beside them (first: {folder / 'a_mask.tif'}). Name a mask itself to survey it."
     ]
+    for name in ("images", "masks"):
+        (folder / name).mkdir()
+        write_tif(folder / name / "c.tif", town())
+    write_tif(folder / "masks" / "d.tif", town())
+    assert do([folder], tmp_path / "two").sources == 5  # with images/c.tif, and masks/d.tif, which is of no picture
     named = do([folder / "a_mask.tif", folder / "a.tif"], tmp_path / "named")
     assert named.sources == 2 and not named.remarks
 

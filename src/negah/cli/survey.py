@@ -65,8 +65,8 @@ class Survey(show.Verb):
     """Draw N windows whose labels would tell most of the total, into label-next.csv in the output folder; with --labels
     N more beside those."""
     labels: Annotated[Path | None, arg(metavar="FILE")] = None
-    """That file with true_m2 filled in: the total rests on it. Its range holds whatever the model's errors, and is wide
-    with few labels."""
+    """That file with true_m2 filled in: the total rests on it. Its range does not trust the model, and is wide with few
+    labels."""
     m2_per_kw: Annotated[float | None, arg(metavar="M2")] = None
     """Module area of one kilowatt (default: 7.29, one figure for all years; newer modules need less)."""
     year: Annotated[int | None, arg(metavar="YEAR")] = None

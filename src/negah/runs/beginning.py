@@ -139,14 +139,16 @@ def _made_by_a_survey(source: Source, out: Path) -> bool:
 
 
 def _masks(sources: Sequence[Source], paths: Sequence[str]) -> list[Source]:
-    """Those that lie in folders beside pictures of their name, and were not named themselves."""
+    """Those that lie in folders beside pictures of their name, or in masks/ beside images/, and were not named."""
     named = {os.path.abspath(path) for path in paths}
     files = [(source, source.path) for source in sources if source.path and not source.member]
     stems = {path.with_suffix("") for _, path in files}
     return [
         source
         for source, path in files
-        if path.stem.endswith(MASK)
-        and path.with_name(path.stem.removesuffix(MASK)) in stems
+        if (
+            (path.stem.endswith(MASK) and path.with_name(path.stem.removesuffix(MASK)) in stems)
+            or (path.parent.name == "masks" and path.parents[1] / "images" / path.stem in stems)
+        )
         and os.path.abspath(path) not in named
     ]

@@ -22,7 +22,7 @@ from negah.images.bands import gdal_settings
 from negah.images.sources import Source
 from negah.images.windows import Box
 from negah.runs.page import document, picture_uri
-from negah.runs.telling import LABELLED, NONE_OFF, TO_LABEL, UNUSED, counted
+from negah.runs.telling import LABELLED, NONE_OFF, OTHERWISE, TO_LABEL, UNUSED, counted
 from negah.solar.ledger import Ledger
 from negah.solar.outputs import bounds_of, window_name
 from negah.solar.plan import Axis, Plan, PlannedSource
@@ -52,6 +52,7 @@ figure { display: inline-block; width: 13rem; margin: 0 1rem 1.5rem 0; vertical-
 figcaption { font-size: 15px; overflow-wrap: anywhere }
 """
 ROUNDED_M2 = 0.001  # what an area loses in the file
+FEW = 50  # labels from which on a range holds about as often as it should, see benchmarks/label_next.py
 NOISE = 0.5  # relative error of a find's size where no calibration tells it
 
 
@@ -134,7 +135,15 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
             )
         return
     known = read_labels(labels)
-    if label_next is not None and known.empty:
+    if label_next is None:
+        return
+    for other in _files(out):
+        if other.resolve() != labels.resolve() and len(read_drawn(other)) > len(known.rows) + known.empty:
+            raise InputError(
+                f"{other} is there already, with more windows to label: fill it in and give it to --labels, or move it "
+                "away"
+            )
+    if known.empty:
         rows = counted(known.empty, "row")
         raise InputError(
             f"{labels} has {rows} without true_m2: fill {'it' if known.empty == 1 else 'them'} in before more windows "
@@ -145,12 +154,13 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
 class Consulted(NamedTuple):
     """What labels say of a survey.
 
-    total: None without labels; rests_on: in words, on what its range does.  rows: to label next, in the file `path`.
-    notes: for the report.  remarks: on labels that were not used.
+    total: None without labels; rests_on: in words, on what its range does; ranged: whether it has one.  rows: to label
+    next, in the file `path`.  notes: for the report.  remarks: on labels that are few or were not used.
     """
 
     total: Total | None = None
     rests_on: str = ""
+    ranged: bool = True
     rows: Sequence[Row] = ()
     path: Path | None = None
     notes: Sequence[str] = ()
@@ -165,22 +175,32 @@ def consulted(
     noise: relative error of a find's size.  whole: all of the ground counts, once, so that it could rest on labels.
     """
     if count is None and path is None:
-        left = _left_out(plan, ledger, out) if whole else ""
-        return Consulted(remarks=[left] if left else [])
+        return Consulted(remarks=_left_out(plan, ledger, out, 0) if whole else [])
     windows = scored(plan, ledger)
-    found, rests_on, notes, remarks = None, "", [], []
+    found, none_off, rests_on, notes, remarks = None, False, "", [], []
     if path is not None:
         found, none_off = labelled_total(windows, path)
-        rests_on = f"90 %, from {found.labels:,} labelled windows" + ", none of which was off" * none_off
+        rests_on = f"90 %, from {found.labels:,} labelled windows"
+        if none_off:
+            rests_on = f"no range: none of the {found.labels:,} labelled windows was off"
         notes += [LABELLED, *[NONE_OFF] * none_off]
-        if unused := read_labels(path).unused:
-            row, are = ("1 that is filled in", "is") if unused == 1 else (f"{unused:,} that are filled in", "are")
+        known = read_labels(path)
+        if known.unused:
+            one = known.unused == 1
+            row, are = ("1 that is filled in", "is") if one else (f"{known.unused:,} that are filled in", "are")
             remarks.append(UNUSED.format(path=path, count=row, are=are))
+        if found.labels < min(FEW, len(windows.number)):
+            empty = f", and {counted(known.empty, 'row')} of {path} {'is' if known.empty == 1 else 'are'} empty"
+            few = f"a range from fewer than {FEW} is wide and holds less often than it says"
+            remarks.append(f"{counted(found.labels, 'label')} tell little: {few}{empty * (known.empty > 0)}.")
+        if not _as_drawn(windows, path):
+            remarks.append(OTHERWISE.format(path=path))
+        remarks += _left_out(plan, ledger, out, len(known.rows))
     if count is None:
-        return Consulted(found, rests_on, notes=notes, remarks=remarks)
+        return Consulted(found, rests_on, not none_off, notes=notes, remarks=remarks)
     rows, table = next_of(windows, count, noise=noise, seed=seed, labels=path), free_path(out)
     notes.append(TO_LABEL.format(path=table, page=table.with_suffix(".html").name, count=len(rows)))
-    return Consulted(found, rests_on, rows, table, notes, remarks)
+    return Consulted(found, rests_on, not none_off, rows, table, notes, remarks)
 
 
 def next_of(windows: Scored, number: int, *, noise: float, seed: int, labels: Path | None = None) -> list[Row]:
@@ -312,15 +332,32 @@ def round_length(most: float) -> float:
     return max(step * power for step in (1, 2, 5) if step * power <= most * (1 + 1e-9))
 
 
-def _left_out(plan: Plan, ledger: Ledger, out: Path) -> str:
-    """Says that labels of this survey lie in its folder, where none were given; empty where none do."""
-    for path in sorted(out.glob(f"{Path(LABELS).stem}*.csv"), key=lambda path: -path.stat().st_mtime_ns):
+def _files(out: Path) -> list[Path]:
+    """Tables of windows to label in a folder, the newest first."""
+    return sorted(out.glob(f"{Path(LABELS).stem}*.csv"), key=lambda path: -path.stat().st_mtime_ns)
+
+
+def _left_out(plan: Plan, ledger: Ledger, out: Path, count: int) -> list[str]:
+    """Says that more labels of this survey lie in its folder than the `count` that were given."""
+    for path in _files(out):
         try:
-            count = labelled_total(scored(plan, ledger), path)[0].labels
+            there = len(read_labels(path).rows)
+            if there <= count or not _as_drawn(windows := scored(plan, ledger), path):
+                continue
+            labelled_total(windows, path)
         except InputError:  # nothing is filled in yet, or it is of another survey
             continue
-        return f"{path} holds {counted(count, 'label')} on which this total does not rest: give it to --labels."
-    return ""
+        return [f"{path} holds {counted(there, 'label')} on which this total does not rest: give it to --labels."]
+    return []
+
+
+def _as_drawn(windows: Scored, path: Path) -> bool:
+    """Whether the areas that were measured when windows were drawn are those of this survey."""
+    rows = {(row.source, row.window): row.area_m2 for row in read_drawn(path)}
+    found = places_of(windows, rows)
+    now = np.array([windows.area_m2[found[key]] for key in rows if key in found])
+    then = np.array([area for key, area in rows.items() if key in found])
+    return bool(np.allclose(now, then, rtol=0.01, atol=0.1, equal_nan=True))
 
 
 def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
@@ -338,6 +375,13 @@ def labelled_total(windows: Scored, path: Path) -> tuple[Total, bool]:
     found = places_of(windows, labels.rows)
     if unknown := [key for key in labels.rows if key not in found]:
         raise InputError(f"{path} names window {unknown[0][1]} of {unknown[0][0]}, which this survey did not score")
+    for row in read_drawn(path):
+        if (key := (row.source, row.window)) in labels.rows and row.bounds:
+            source, index = windows.where(found[key])
+            if row.bounds.split() != bounds_of(source, new_box(source, index)).split():
+                raise InputError(
+                    f"{path} has other bounds for window {row.window} of {row.source}: it is of another image"
+                )
     sampled = np.array([found[key] for key in labels.rows])
     true, chance, turn = np.array(list(labels.rows.values())).T
     if (large := np.flatnonzero(true > 1.01 * windows.ground_m2[sampled])).size:

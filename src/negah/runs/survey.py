@@ -215,6 +215,7 @@ def survey(
             notes, remarks = [*said.notes, *notes], [*remarks, *said.remarks]
             if said.total is not None:
                 (total, low, high, _), rests_on = said.total, said.rests_on
+                low, high = (low, high) if said.ranged else (None, None)
             kw_low, kw_high = (None, None) if low is None or high is None else power.interval(low, high)
             abstained, share = ledger.abstained()
             seconds = ledger.seconds
@@ -227,7 +228,7 @@ def survey(
                 threshold=threshold, continued=done > 0, seconds=seconds,
                 windows_per_s=plan.windows / seconds if seconds else 0.0, notes=notes, failures=failures,
                 also=answers, refined=refined, labelled=said.total and said.total.labels, label_next=said.path,
-                remarks=remarks,
+                remarks=remarks, measured_m2=float(areas.sum()),
             )  # fmt: skip
             provenance = {
                 "model": fingerprint["model"],

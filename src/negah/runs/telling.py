@@ -31,7 +31,7 @@ MEASURED = (
 SCORED = ("ok", "gsd-out-of-range")  # status of windows with figures
 LISTED = 20  # most notes of one kind
 UNUSED = (
-    "{path} has an empty row above {count}, which {are} left out: labels count down to the first gap, since windows "
+    "{path} has an empty or deleted row before {count}, which {are} left out: labels count to the first gap, since windows "
     "that are skipped are seldom skipped by chance."
 )
 TO_LABEL = (
@@ -42,13 +42,18 @@ DOUBTED = (
     "The {what} does not hold here: {doubt}. The areas may be several times too large or too small, and what is given "
     "as a range of single windows and panels does not hold either."
 )
+OTHERWISE = (
+    "The areas that {path} names as measured are not those of this survey: its labels hold where another model, "
+    "threshold or calibration looked at the same images. Where the images are others, label anew."
+)
 LABELLED = (
-    "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator): its "
-    "range holds for this region, whatever the model's errors. Panels and files are as measured."
+    "The total is the sum of all windows, corrected by what the labelled ones were off (a difference estimator). Its "
+    "range rests on these windows and does not trust the model; from few of them, or where large panels are missed in "
+    "few of many windows, it holds less often than it says. Panels, parcels, files and charts are as measured."
 )
 NONE_OFF = (
-    "None of the labelled windows was off, so the range is hardly more than a point. It knows nothing of errors that "
-    "these windows did not happen to meet: label more of them before you rely on it."
+    "None of the labelled windows was off, so they tell no range: they know nothing of errors that they did not happen "
+    "to meet. Label more windows before you rely on the total."
 )
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -113,6 +118,7 @@ class Summary:
     continued: bool  # some windows were in the ledger already
     seconds: float  # spent on the windows, over all the runs that it took
     windows_per_s: float
+    measured_m2: float = 0.0  # the sum of the panels, on which the total rests where there are no labels
     labelled: int | None = None  # windows whose labels the total rests on
     label_next: Path | None = None  # the windows to label, where they were asked for
     remarks: list[str] = field(default_factory=list)  # on what was given and not used
@@ -156,6 +162,7 @@ def totals(summary: Summary) -> dict[str, str]:
             "surveyed": surveyed, "images": images,
         }  # fmt: skip
     bounds, power = s.rests_on, f"{s.kw:,.0f} kW"
+    measured = "" if s.labelled is None else f"\nthe panels as measured: {s.measured_m2:,.0f} m²"
     if s.area_low is not None and s.area_high is not None:
         bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({s.rests_on})"
     if s.kw_low is not None and s.kw_high is not None:
@@ -172,7 +179,7 @@ def totals(summary: Summary) -> dict[str, str]:
     return {
         **({"warning": s.warning} if s.warning else {}),
         "panels": f"{s.panels:,}",
-        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}",
+        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}{measured}",
         **doubted,
         "power": power,
         "surveyed": surveyed,
@@ -308,9 +315,9 @@ def notes_of(
         trust.insert(0, DOUBTED.format(what=what, doubt=doubt))
     notes = [
         *trust,
-        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel; areas of windows in tiles.csv "
-        "count all cells of the window, those of overlapping windows more than once. One installation may be several "
-        "panels, and several that touch are one: rely on square metres rather than on their number.",
+        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel, and panels carry the whole area of "
+        "their windows; windows of tiles.csv that overlap count ground twice. One installation may be several panels, and "
+        "several that touch are one: rely on square metres rather than on their number.",
         f"Power is module area divided by {power.m2_per_kw:.3g} m² per kW. Tilt: {power.tilt.words}.",
     ]
     if ledger.abstained()[0]:

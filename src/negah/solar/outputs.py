@@ -97,14 +97,19 @@ class Assembly:
         path.parent.mkdir(exist_ok=True)
         try:
             yield path
-        except NegahError:
-            raise
+        except NegahError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            raise self._unwritten(name, error.__cause__) from error
         except Exception as error:  # rasterio, pyogrio, pyarrow, csv: each has its own for a full disk
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OutputError(
-                f"{self.out / name} cannot be written ({reason}): make sure that there is space and that the folder is "
-                "writable, then give the same command again, which continues from the ledger"
-            ) from error
+            raise self._unwritten(name, error) from error
+
+    def _unwritten(self, name: str, error: Exception) -> OutputError:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        return OutputError(
+            f"{self.out / name} cannot be written ({reason}): make sure that there is space and that the folder is "
+            "writable, then give the same command again, which continues from the ledger"
+        )
 
 
 def discard(out: Path) -> None:

@@ -75,7 +75,7 @@ def room(work: Work) -> None:
             report = gr.HTML()
             downloads = parts.downloads()
     part = area.lay_out(work, files)
-    with gr.Accordion("Label next: look at a few windows, and see the interval shrink", open=False):
+    with gr.Accordion("Label next: look at some windows, and rest the total on them", open=False):
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 count = gr.Slider(4, 60, step=1, value=12, label="Windows to look at")
