@@ -2,15 +2,20 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from negah.progress import silent
+from negah.runs.survey import Options
 from negah.studio import attack as attacks
 from negah.studio import describe as describing
 from negah.studio import look as looks
+from negah.studio import survey as surveys
+from negah.studio.work import UPLOADED
 
 
 def noise(path, side=64):
@@ -34,7 +39,7 @@ def test_survey_of_a_raster(room, page, pictures):
     assert content["verb"] == "survey" and content["totals"]["windows"]["ok"] == 81
 
 
-def test_labels_of_a_few_windows_narrow_the_total(room, town):
+def test_labels_of_a_few_windows_and_then_of_more(room, town):
     survey = room("Survey")
     survey.panel.get_by_role("button", name="Label next").click()
     survey.press("Choose windows")
@@ -47,15 +52,31 @@ def test_labels_of_a_few_windows_narrow_the_total(room, town):
     survey.panel.locator(".sheet img").nth(5).wait_for()
     survey.panel.get_by_label("Rows that I leave empty").check()
     survey.press("Recalibrate")
-    survey.panel.get_by_text("from 6 labelled windows").first.wait_for()
-    rows = survey.panel.locator("table.plain tbody tr").all_inner_texts()
-    assert len(rows) == 2 and int(rows[1].split()[-1]) < int(rows[0].split()[-1])
+    survey.panel.get_by_text("none of the 6 labelled windows was off").first.wait_for()
+    assert survey.panel.get_by_text("6 labels tell little").first.is_visible()
+    assert len(survey.panel.locator("table.plain tbody tr").all_inner_texts()) == 2
     survey.press("Choose windows")  # six more beside those that have labels
     survey.panel.locator(".sheet img").nth(11).wait_for()
     survey.press("Recalibrate")
-    survey.panel.get_by_text("from 12 labelled windows").first.wait_for()
+    survey.panel.get_by_text("none of the 12 labelled windows was off").first.wait_for()
     table = list(csv.DictReader(survey.downloaded("labels.csv").read_text().splitlines()))
     assert [row["draw"] for row in table] == ["1"] * 6 + ["2"] * 6 and len({row["window"] for row in table}) == 12
+
+
+def test_the_total_rests_on_what_is_typed_beside_the_windows(tmp_path, town):
+    """The same as above without the page, whose table is a widget of its own."""
+    (tmp_path / UPLOADED).mkdir()
+    shutil.copy(town, tmp_path / UPLOADED / "town.tif")
+    first = surveys.surveyed([str(tmp_path / UPLOADED / "town.tif")], tmp_path, Options(), silent)
+    asked = surveys.Asked([str(tmp_path / UPLOADED / "town.tif")], Options(), first, (surveys.interval_of(first),))
+    chosen = surveys.choosing(tmp_path, asked, 8)(silent)
+    table = [[str(k), "", "2,5" if k % 2 else ""] for k in range(1, 9)]
+    told = surveys.recalibrating(tmp_path, chosen, table, True)(silent)
+    assert told.summary.labelled == 8 and told.true_m2[0] == 2.5 and told.true_m2[1] == chosen.drawn[1].area_m2
+    assert told.intervals[1][0] == "90 %, from 8 labelled windows" and told.intervals[1][3] > told.intervals[1][1]
+    more = surveys.choosing(tmp_path, told, 4)(silent)
+    assert len(more.drawn) == 12 and more.true_m2[:8] == pytest.approx(told.true_m2, abs=1e-3)
+    assert more.true_m2[8:] == (None,) * 4
 
 
 def test_survey_says_what_is_missing(room, tmp_path):

@@ -31,8 +31,8 @@ MEASURED = (
 SCORED = ("ok", "gsd-out-of-range")  # status of windows with figures
 LISTED = 20  # most notes of one kind
 UNUSED = (
-    "{path} has an empty or deleted row before {count}, which {are} left out: labels count to the first gap, since windows "
-    "that are skipped are seldom skipped by chance."
+    "{path} has an empty or deleted row before {count}, which {are} left out: labels count to the first gap, since "
+    "windows that are skipped are seldom skipped by chance."
 )
 TO_LABEL = (
     "{path} names {count:,} windows to label, and {page} beside it shows them: fill in true_m2, and give the "
@@ -315,9 +315,9 @@ def notes_of(
         trust.insert(0, DOUBTED.format(what=what, doubt=doubt))
     notes = [
         *trust,
-        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel, and panels carry the whole area of "
-        "their windows; windows of tiles.csv that overlap count ground twice. One installation may be several panels, and "
-        "several that touch are one: rely on square metres rather than on their number.",
+        f"A panel is a group of touching cells, each at least {measure.level:.0%} panel. Panels carry the whole area "
+        "of their windows; windows of tiles.csv that overlap count ground twice. One installation may be several "
+        "panels, and several that touch are one: rely on square metres rather than on their number.",
         f"Power is module area divided by {power.m2_per_kw:.3g} m² per kW. Tilt: {power.tilt.words}.",
     ]
     if ledger.abstained()[0]:

@@ -190,7 +190,7 @@ def to_label(asked: Asked) -> list[Any]:
     for number, (row, shot, true) in enumerate(zip(asked.drawn, shots, asked.true_m2, strict=True), 1):
         told = f"probability {row.probability:.2f}, {shot.ground_m2:,.0f} m² of ground"
         pictures.append((shot.pixels, f"{number}: {row.area_m2:,.1f} m²", told))
-        rows.append([str(number), f"{row.area_m2:,.1f}", "" if true is None else f"{true:,.1f}"])
+        rows.append([str(number), f"{row.area_m2:,.1f}", "" if true is None else f"{true:.10g}"])
     return [asked, parts.sheet(pictures, cell=150), gr.update(value=rows, visible=True)]
 
 
