@@ -318,7 +318,8 @@ def page_of(rows: Sequence[Row], shots: Sequence[Shot], *, level: float, table: 
     lead = (
         f"<p>Each picture is a row of {html.escape(table)}, as a spreadsheet counts them: fill in <code>true_m2</code>,"
         " the square metres of panels in the picture, 0 for none, from the first of these rows on without a gap. A bar "
-        "is as long on the ground as it says; yellow lines are around what was found, which may be wrong.</p>"
+        "is as long on the ground as it says; yellow lines are around what was found, which may be wrong; "
+        "what was measured counts fainter places too.</p>"
     )
     if len(shots) < len(rows):
         lead += f"<p>The first {len(shots):,} of {len(rows):,} windows.</p>"

@@ -220,7 +220,8 @@ def read_drawn(path: Path) -> list[Row]:
     return [
         Row(
             row["source"], row["window"], row.get("bounds", ""), _number(row.get("area_m2", "")),
-            _number(row.get("probability", "")), _number(row["chance"]), int(row["of_windows"]), draw,
+            _number(row.get("probability", "")), _number(row["chance"]),
+            int(row["of_windows"]) if row["of_windows"].strip().isdecimal() else 0, draw,
         )
         for _, (draw, _, _), row in _in_order(path)
     ]  # fmt: skip
