@@ -234,6 +234,7 @@ def test_bad_files_are_rows_and_the_rest_is_done(tmp_path):
     out = tmp_path / "out"
     summary = do([folder], out)
     failed = {Path(f["source"]).name: f for f in rows(out / "failures.csv")}
+    assert "windows that could not be read" in totals(summary)["panel area"]
     assert {"b_empty.tif", "c_text.tif", "d_cut.tif", "e_no_crs.png"} == failed.keys()
     assert all(f["reason"] for f in failed.values()) and "--gsd" in failed["e_no_crs.png"]["reason"]
     assert not summary.complete and summary.panels >= 2
@@ -678,6 +679,9 @@ def test_metres_per_pixel_that_an_image_says_itself_are_not_overruled_in_silence
     )
     assert "was not used for 1 image" in (tmp_path / "out/report.html").read_text()
     assert not do([tmp_path / "town.tif"], tmp_path / "same", gsd_m=0.3).remarks
+    assert do([tmp_path / "town.tif"], tmp_path / "same").continued  # nothing depended on it
+    with pytest.raises(OutputError, match=r"gsd was 0\.5 there and is 0\.4 now"):
+        do([tmp_path / "town.tif", tmp_path / "tile.png"], tmp_path / "out", gsd_m=0.4)
     save(Detector.random(window_px=32), tmp_path / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     assert main(["survey", "town.tif", "--gsd", "0.5", "--model", "model.safetensors"]) == 0

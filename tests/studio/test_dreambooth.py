@@ -54,7 +54,7 @@ def test_a_thing_is_taught_and_drawn_at_once_and_again_from_its_files(room, page
     teach.panel.get_by_role("button", name="Draw a <new> house").wait_for(timeout=600_000)
     assert " of " in teach.panel.locator("dl.totals").inner_text()
     page.frame_locator("iframe").locator("h1").wait_for()
-    pictures.take(page, "imagine-teach", top=teach.panel.locator(".lead"))
+    pictures.take(page, "imagine-teach", top=teach.panel.locator(".lead").first)
     frame = page.locator("iframe[title='Report of DreamBooth']")
     assert frame.get_attribute("sandbox") == "allow-scripts"
     report = page.frame_locator("iframe[title='Report of DreamBooth']")

@@ -162,6 +162,7 @@ def totals(summary: Summary) -> dict[str, str]:
             "surveyed": surveyed, "images": images,
         }  # fmt: skip
     bounds, power = s.rests_on, f"{s.kw:,.0f} kW"
+    missing = f"\nwithout {counted(n, 'window')} that could not be read" if (n := s.windows.get("failed")) else ""
     measured = "" if s.labelled is None else f"\nthe panels as measured: {s.measured_m2:,.0f} m²"
     if s.area_low is not None and s.area_high is not None:
         bounds = f"{s.area_low:,.0f} to {s.area_high:,.0f} m² ({s.rests_on})"
@@ -179,7 +180,7 @@ def totals(summary: Summary) -> dict[str, str]:
     return {
         **({"warning": s.warning} if s.warning else {}),
         "panels": f"{s.panels:,}",
-        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}{measured}",
+        "panel area": f"{s.area_m2:,.0f} m²\n{bounds}{measured}{missing}",
         **doubted,
         "power": power,
         "surveyed": surveyed,

@@ -59,7 +59,7 @@ def room(work: Work) -> None:
                 placeholder="such as 0.3",
             )
             threshold = gr.Slider(
-                0.05, 0.95, step=0.01, value=round(detector_of(parts.DETECTOR).info.threshold, 2), label="Threshold",
+                0.05, 0.95, step=0.005, value=round(detector_of(parts.DETECTOR).info.threshold, 3), label="Threshold",
                 info="Probability from which a window has panels.",
             )  # fmt: skip
             with gr.Accordion("More", open=False):
@@ -109,7 +109,7 @@ def prepare(
 ) -> Callable[[Progress], Asked]:  # fmt: skip
     """The survey that the page asks for."""
     paths = gathered(files, folder)
-    usual = threshold == round(detector_of(parts.DETECTOR).info.threshold, 2)  # the slider knows two places
+    usual = threshold == round(detector_of(parts.DETECTOR).info.threshold, 3)  # the slider knows three places
     options = Options(
         gsd_m=parts.number(gsd, "metres per pixel"), overlap=overlap,
         threshold=None if calibration or usual else threshold,
