@@ -138,7 +138,11 @@ def check(out: Path, label_next: int | None, labels: Path | None, *, overlap: fl
     if label_next is None:
         return
     for other in _files(out):
-        if other.resolve() != labels.resolve() and len(read_drawn(other)) > len(known.rows) + known.empty:
+        try:
+            more = len(read_drawn(other)) > len(read_drawn(labels))
+        except InputError:  # no table of windows, whatever its name
+            continue
+        if more and other.resolve() != labels.resolve():
             raise InputError(
                 f"{other} is there already, with more windows to label: fill it in and give it to --labels, or move it "
                 "away"

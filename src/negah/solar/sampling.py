@@ -259,7 +259,7 @@ def read_labels(path: Path) -> Labels:
     if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
         raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
     rows_of = {draw: of for draw, _, of in place.values()}
-    whole = [(draw, at) for draw in sorted(rows_of) for at in range(1, rows_of[draw] + 1)]
+    whole = ((draw, at) for draw in sorted(rows_of) for at in range(1, rows_of[draw] + 1))
     counted: dict[tuple[str, str], Label] = {}
     for (key, label), expected in zip(labels.items(), whole):  # both in the order of the draw
         if label is None or place[key][:2] != expected:
@@ -274,7 +274,7 @@ def read_labels(path: Path) -> Labels:
         key: label._replace(chance=label.chance * share[label.draw] / rows_of[label.draw])
         for key, label in counted.items()
     }
-    return Labels(counted, int(among), given - len(counted), len(whole) - given)
+    return Labels(counted, int(among), given - len(counted), sum(rows_of.values()) - given)
 
 
 def _in_order(path: Path) -> list[tuple[int, tuple[int, int, int], dict[str, str]]]:
