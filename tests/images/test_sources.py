@@ -416,3 +416,5 @@ def test_a_name_that_is_nearly_right_is_offered(tmp_path):
         find_sources([tmp_path / "twon.tif"])
     with pytest.raises(InputError, match=r"harbour\.tif cannot be read: No such file or directory$"):
         find_sources([tmp_path / "harbour.tif"])
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        find_sources([tmp_path / f"{'a' * 300}.tif"])

@@ -131,6 +131,8 @@ def test_more_windows_can_be_labelled_beside_those_that_are(town, tmp_path):
 def test_a_survey_says_which_labels_it_does_not_rest_on(town, tmp_path):
     out = tmp_path / "map"
     assert not run(town, out, label_next=5).remarks
+    (out / "label-next-old.csv").symlink_to(tmp_path / "gone.csv")
+    (out / "label-next-9.csv").write_text("something else")
     assert not run(town, out).remarks  # nothing is filled in
     fill(out / LABELS, lambda row: 1.0)
     again = run(town, out)

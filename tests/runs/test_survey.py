@@ -704,6 +704,9 @@ def test_masks_beside_pictures_are_left_out_and_that_is_said(tmp_path):
         write_tif(folder / name / "c.tif", town())
     write_tif(folder / "masks" / "d.tif", town())
     assert do([folder], tmp_path / "two").sources == 5  # with images/c.tif, and masks/d.tif, which is of no picture
+    assert do([folder / "images", folder / "masks"], tmp_path / "asked").sources == 3  # named itself
+    write_tif(folder / "_mask.tif", town())
+    assert do([folder], tmp_path / "odd").sources == 6
     named = do([folder / "a_mask.tif", folder / "a.tif"], tmp_path / "named")
     assert named.sources == 2 and not named.remarks
 

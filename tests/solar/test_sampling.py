@@ -318,6 +318,27 @@ def test_sorting_changes_nothing_and_a_row_that_is_gone_is_a_gap(tmp_path):
         read_labels(path)
 
 
+def test_tables_that_were_changed_are_refused(tmp_path):
+    path = tmp_path / sampling.LABELS
+    head = ",".join(sampling.COLUMNS)
+
+    def write(*places: tuple[str, str]) -> None:
+        lines = [f"{k},c0_r0,0 0 9 9,1,0.9,0.5,{draw},{row},100,3" for k, (draw, row) in enumerate(places)]
+        path.write_text("\n".join([head, *lines]))
+
+    for places, message in (
+        ([("2", "1 of 1")], "has lost all rows of draw 1"),
+        ([("1", "1 of 2"), ("3", "1 of 1")], "has lost all rows of draw 2"),
+        ([("1", "1 of 2"), ("1", "1 of 2")], "were changed in the column row"),
+        ([("1", "1 of 2"), ("1", "2 of 400")], "were changed in the column row"),
+        ([("1", f"{'1' * 5000} of 2")], "not one such as 3 of 20"),
+        ([("1" * 5000, "1 of 2")], "not a number from 1 on"),
+    ):
+        write(*places)
+        with pytest.raises(InputError, match=message):
+            read_labels(path)
+
+
 @pytest.mark.parametrize("mark", [";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_what_spreadsheets_save_is_read(tmp_path, mark, encoding):

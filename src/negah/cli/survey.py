@@ -106,7 +106,11 @@ class Survey(show.Verb):
             show.as_json(summary_dict(summary))
         else:
             show.table(
-                [(label, *value.partition("\n")[::2]) for label, value in totals(summary).items()],
+                [
+                    (label, first, "; ".join(rest))
+                    for label, value in totals(summary).items()
+                    for first, *rest in [value.split("\n")]
+                ],
                 title="Solar panels",
             )
             if summary.also:

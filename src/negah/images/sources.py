@@ -165,9 +165,11 @@ def _under(given: str) -> Iterator[tuple[object, Source]]:
 
 def _near(path: Path) -> str:
     """Offers a name beside a file that is not there, where one is nearly the same."""
-    if path.exists() or not path.parent.is_dir():
+    try:
+        beside = [] if path.exists() else os.listdir(path.parent)
+    except OSError:  # a folder that may not be read, a name that is too long
         return ""
-    near = difflib.get_close_matches(path.name, (other.name for other in path.parent.iterdir()), n=1, cutoff=0.75)
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.75)
     return f"; did you mean {clean(str(path.with_name(near[0])))}?" if near else ""
 
 

@@ -32,7 +32,8 @@ def taken(paths: Sequence[str], out: Path, *, root: Path | None = None) -> tuple
     if not masks:
         return sources, []
     told = f"Left out: {counted(len(masks), 'mask')} of pictures beside them (first: {masks[0].name}). "
-    kept = [source for source in sources if source not in masks]
+    left = {source.name for source in masks}
+    kept = [source for source in sources if source.name not in left]
     return kept, [f"{told}Name a mask itself to survey it."]
 
 
@@ -143,12 +144,13 @@ def _masks(sources: Sequence[Source], paths: Sequence[str]) -> list[Source]:
     named = {os.path.abspath(path) for path in paths}
     files = [(source, source.path) for source in sources if source.path and not source.member]
     stems = {path.with_suffix("") for _, path in files}
+    beside = (path.parent.name == "masks" and path.parents[1] / "images" / path.stem in stems for _, path in files)
     return [
         source
-        for source, path in files
-        if (
-            (path.stem.endswith(MASK) and path.with_name(path.stem.removesuffix(MASK)) in stems)
-            or (path.parent.name == "masks" and path.parents[1] / "images" / path.stem in stems)
+        for (source, path), in_masks in zip(files, beside, strict=True)
+        if os.path.abspath(path) not in named
+        and (
+            (path.stem.endswith(MASK) and path.parent / path.stem.removesuffix(MASK) in stems)
+            or (in_masks and os.path.abspath(path.parent) not in named)
         )
-        and os.path.abspath(path) not in named
     ]

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count as counting
 from pathlib import Path
 from typing import NamedTuple
@@ -66,10 +67,14 @@ class Scored:
     probability: Float[ndarray, " n"]
     ground_m2: Float[ndarray, " n"]
 
+    @cached_property
+    def firsts(self) -> Int[ndarray, " source"]:
+        """Number of the first window of each source."""
+        return np.array([source.first for source in self.sources])
+
     def where(self, k: int) -> tuple[PlannedSource, int]:
         """The source of a window, and its index there."""
-        firsts = [source.first for source in self.sources]
-        source = self.sources[int(np.searchsorted(firsts, self.number[k], side="right")) - 1]
+        source = self.sources[int(np.searchsorted(self.firsts, self.number[k], side="right")) - 1]
         return source, int(self.number[k]) - source.first
 
 
@@ -339,7 +344,8 @@ def round_length(most: float) -> float:
 
 def _files(out: Path) -> list[Path]:
     """Tables of windows to label in a folder, the newest first."""
-    return sorted(out.glob(f"{Path(LABELS).stem}*.csv"), key=lambda path: -path.stat().st_mtime_ns)
+    found = [path for path in out.glob(f"{Path(LABELS).stem}*.csv") if path.is_file()]
+    return sorted(found, key=lambda path: -path.stat().st_mtime_ns)
 
 
 def _left_out(plan: Plan, ledger: Ledger, out: Path, count: int) -> list[str]:

@@ -221,7 +221,7 @@ def read_drawn(path: Path) -> list[Row]:
         Row(
             row["source"], row["window"], row.get("bounds", ""), _number(row.get("area_m2", "")),
             _number(row.get("probability", "")), _number(row["chance"]),
-            int(row["of_windows"]) if row["of_windows"].strip().isdecimal() else 0, draw,
+            int(row["of_windows"]) if re.fullmatch(r"\s*\d{1,12}\s*", row["of_windows"]) else 0, draw,
         )
         for _, (draw, _, _), row in _in_order(path)
     ]  # fmt: skip
@@ -256,9 +256,16 @@ def read_labels(path: Path) -> Labels:
     if not any(labels.values()):
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
     drawn_among = {row["of_windows"].strip() for _, _, row in _in_order(path)}
-    if len(drawn_among) > 1 or not (among := drawn_among.pop()).isdecimal():
+    if len(drawn_among) > 1 or not re.fullmatch(r"\d{1,12}", among := drawn_among.pop()):
         raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
     rows_of = {draw: of for draw, _, of in place.values()}
+    missing = set(range(1, max(rows_of) + 1)) - set(rows_of)
+    if missing:
+        raise InputError(f"{path} has lost all rows of draw {min(missing)}: without them the others cannot be counted")
+    if len({(draw, at) for draw, at, _ in place.values()}) < len(place) or set(place.values()) != {
+        (draw, at, rows_of[draw]) for draw, at, _ in place.values()
+    }:
+        raise InputError(f"{path} has rows that were changed in the column row: leave it as it was")
     whole = ((draw, at) for draw in sorted(rows_of) for at in range(1, rows_of[draw] + 1))
     counted: dict[tuple[str, str], Label] = {}
     for (key, label), expected in zip(labels.items(), whole):  # both in the order of the draw
@@ -328,7 +335,7 @@ def _in_order(path: Path) -> list[tuple[int, tuple[int, int, int], dict[str, str
         return placed
     placed = []
     for number, draw, row in rows:
-        found = re.fullmatch(r"\s*(\d+) of (\d+)\s*", row["row"])
+        found = re.fullmatch(r"\s*(\d{1,12}) of (\d{1,12})\s*", row["row"])
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise InputError(
                 f"row {number} of {path} has row {row['row']!r}, not one such as 3 of 20: leave it as it was"
@@ -341,7 +348,7 @@ def _draw_of(text: str, where: str, *, before: int) -> int:
     """Which draw a row is of: that of the row before where the file does not say."""
     if not text.strip():
         return before
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"\s*\d{1,9}\s*", text) or int(text) < 1:
         raise InputError(f"{where} has draw {text!r}, not a number from 1 on: leave it as it was")
     return int(text)
 

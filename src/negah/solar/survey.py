@@ -375,7 +375,7 @@ def _measured(
     """Bounds of each window's area, and the factor that makes areas of its cells; a calibration changes `area` itself.
 
     Only cells from the level on belong to a panel, so they carry the whole area of their window, and where there is
-    none, the strongest is raised to it: the panels of a survey sum to its windows.
+    none, the strongest is raised to it: the panels of a survey sum to its windows, where these do not overlap.
     """
     area[:], *bounds = measure.sizes.measure(area, probability.astype(float), gsd_m, ground_m2)
     low, high = ([None if np.isnan(value) else value for value in some.tolist()] for some in bounds)
