@@ -717,6 +717,9 @@ def test_what_differs_between_surveys_is_first_what_they_are_of(tmp_path):
     do([tmp_path / "town.tif"], tmp_path / "out")
     with pytest.raises(OutputError, match=r"had the input .*town\.tif, where there is .*tile\.png now"):
         do([tmp_path / "tile.png"], tmp_path / "out", gsd_m=0.3)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(OutputError, match=r"if it is the same file, name it as you did then"):
+        do([write_tif(tmp_path / "in" / "town.tif", town())], tmp_path / "out")
     with pytest.raises(OutputError, match=r"it had 1 input and there are 2 now"):
         do([tmp_path / "town.tif", write_tif(tmp_path / "z.tif", town())], tmp_path / "out", gsd_m=0.3)
 

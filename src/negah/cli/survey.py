@@ -29,7 +29,7 @@ class Survey(show.Verb):
     """
 
     IF_INTERRUPTED: ClassVar[str] = (
-        "stopped; what is finished is kept in the output folder: give the same command again to continue"
+        "stopped; what is finished so far is kept in the output folder: give the same command again to continue"
     )
 
     paths: Annotated[Positional[tuple[str, ...]], arg(metavar="PATH...")]

@@ -159,7 +159,9 @@ class Ledger:
         names = [name for (name,) in self._all("SELECT name FROM inputs ORDER BY position")]
         for now, was in zip(inputs, names):
             if now.name != was:
-                return f"it had the input {was}, where there is {now.name} now"
+                same = Path(was).name == Path(now.name).name
+                hint = "; if it is the same file, name it as you did then" if same else ""
+                return f"it had the input {was}, where there is {now.name} now{hint}"
         if len(names) != len(inputs):
             return f"it had {len(names):,} input{'s' * (len(names) != 1)} and there are {len(inputs):,} now"
         old, plan = self._about("fingerprint"), self.plan()
