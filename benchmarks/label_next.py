@@ -70,7 +70,7 @@ def town(detector: Detector, path: Path, seed: int) -> tuple[Summary, labels.Sco
     with Ledger(summary.out) as ledger:
         windows = labels.scored(ledger.plan(), ledger)
     with rasterio.open(path.with_name(f"{path.stem}_mask.tif")) as file:
-        fraction = file.read(1).astype(float) / (255 if file.dtypes[0] == "uint8" else 1)
+        fraction = file.read(1) / 255
     true = []
     for k in range(len(windows.number)):
         source, index = windows.where(k)

@@ -812,6 +812,7 @@ def test_no_window_that_could_be_looked_at_is_no_answer(tmp_path, capsys, monkey
     argv = ["survey", "empty.tif", "--model", "model.safetensors", "--precision", "fp32"]
     assert main([*argv, "--json"]) == 3
     result = json.loads(capsys.readouterr().out)
+    assert result["area_m2"] is None and result["measured_m2"] is None
     assert "nothing was looked at" in result["status"] and "4 windows hold no data" in result["status"]
     assert all(result[key] is None for key in ("panels", "area_m2", "area_low", "area_high", "kw", "kw_low"))
     assert json.loads(Path(result["report"]).with_name("run.json").read_text())["totals"]["area_m2"] is None

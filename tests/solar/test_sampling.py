@@ -329,6 +329,7 @@ def test_tables_that_were_changed_are_refused(tmp_path):
     for places, message in (
         ([("2", "1 of 1")], "has lost all rows of draw 1"),
         ([("1", "1 of 2"), ("3", "1 of 1")], "has lost all rows of draw 2"),
+        ([("1", "1 of 1"), ("999999999", "1 of 1")], "has lost all rows of draw 2"),  # at once
         ([("1", "1 of 2"), ("1", "1 of 2")], "were changed in the column row"),
         ([("1", "1 of 2"), ("1", "2 of 400")], "were changed in the column row"),
         ([("1", f"{'1' * 5000} of 2")], "not one such as 3 of 20"),

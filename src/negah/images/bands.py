@@ -259,7 +259,7 @@ def _at(box: Box) -> str:
 def _damaged(error: Exception, name: str) -> str:
     """What is wrong with a file of this name, for who does not know GDAL, and what GDAL says of it."""
     why = reason(error)
-    if name.startswith("http") or "No such file" in why or "ermission denied" in why:
+    if name.startswith("http") or "no such file" in why.lower() or "permission denied" in why.lower():
         return why
     return f"it is damaged or cut off, copy it anew (GDAL: {why})"
 

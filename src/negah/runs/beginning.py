@@ -49,6 +49,7 @@ def said_themselves(plan: Plan, gsd_m: float | None) -> list[str]:
 
 
 def same_kind(detectors: Sequence[Detector]) -> Detector:
+    """The first of detectors that can be averaged and are ready to be used; InputError where they are not."""
     if not detectors:
         raise InputError("a survey needs at least one detector")
     kinds = {(d.patch, d.info.window_px, d.info.gsd_m) for d in detectors}
@@ -60,6 +61,7 @@ def same_kind(detectors: Sequence[Detector]) -> Detector:
 
 
 def another(out: Path, what: str) -> OutputError:
+    """What is raised where a folder holds another survey.  what: in which they differ."""
     return OutputError(f"{out} holds another survey ({what}): choose another --out, or --overwrite to discard it")
 
 
@@ -101,6 +103,7 @@ def check_region(plan: Plan, region: Region | None) -> None:
 
 
 def check_parcels(plan: Plan, parcels: geopandas.GeoDataFrame | None) -> None:
+    """Parcels can be joined only to panels that lie somewhere on Earth.  Raises InputError where none do."""
     if parcels is not None and all(source.crs is None for source in plan.sources):
         raise InputError("--parcels needs images with a CRS, and none of these has one: leave it out")
 
@@ -121,6 +124,7 @@ def prepare_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def make_folder(out: Path) -> None:
+    """The output folder.  Raises OutputError where it cannot be made."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

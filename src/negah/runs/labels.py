@@ -350,10 +350,13 @@ def _files(out: Path) -> list[Path]:
 
 def _left_out(plan: Plan, ledger: Ledger, out: Path, count: int) -> list[str]:
     """Says that more labels of this survey lie in its folder than the `count` that were given."""
+    windows = None
     for path in _files(out):
         try:
-            there = len(read_labels(path).rows)
-            if there <= count or not _as_drawn(windows := scored(plan, ledger), path):
+            if (there := len(read_labels(path).rows)) <= count:
+                continue
+            windows = windows or scored(plan, ledger)
+            if not _as_drawn(windows, path):
                 continue
             labelled_total(windows, path)
         except InputError:  # nothing is filled in yet, or it is of another survey

@@ -23,6 +23,7 @@ MEASURED = (
     "area_m2",
     "area_low",
     "area_high",
+    "measured_m2",
     "abstained_share",
     "kw",
     "kw_low",

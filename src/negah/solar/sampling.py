@@ -41,7 +41,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -240,7 +240,8 @@ def read_labels(path: Path) -> Labels:
     """
     labels: dict[tuple[str, str], Label | None] = {}
     place: dict[tuple[str, str], tuple[int, int, int]] = {}
-    for number, (draw, at, of), row in _in_order(path):
+    table = _in_order(path)
+    for number, (draw, at, of), row in table:
         where = f"row {number} of {path}"
         key = row["source"], row["window"]
         if key in labels:
@@ -255,13 +256,13 @@ def read_labels(path: Path) -> Labels:
             labels[key] = Label(true, chance, draw)
     if not any(labels.values()):
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
-    drawn_among = {row["of_windows"].strip() for _, _, row in _in_order(path)}
+    drawn_among = {row["of_windows"].strip() for _, _, row in table}
     if len(drawn_among) > 1 or not re.fullmatch(r"\d{1,12}", among := drawn_among.pop()):
         raise InputError(f"{path} has no one number of windows in its column of_windows: leave it as it was")
     rows_of = {draw: of for draw, _, of in place.values()}
-    missing = set(range(1, max(rows_of) + 1)) - set(rows_of)
-    if missing:
-        raise InputError(f"{path} has lost all rows of draw {min(missing)}: without them the others cannot be counted")
+    lost = next(draw for draw in count(1) if draw not in rows_of)
+    if lost <= max(rows_of):
+        raise InputError(f"{path} has lost all rows of draw {lost}: without them the others cannot be counted")
     if len({(draw, at) for draw, at, _ in place.values()}) < len(place) or set(place.values()) != {
         (draw, at, rows_of[draw]) for draw, at, _ in place.values()
     }:
@@ -285,7 +286,30 @@ def read_labels(path: Path) -> Labels:
 
 
 def _in_order(path: Path) -> list[tuple[int, tuple[int, int, int], dict[str, str]]]:
-    """Number in the file, (draw, place in it, of how many), and columns of each row, in the order of the draws.
+    """Number in the file, (draw, place in it, of how many), and columns of each row, in the order of the draws."""
+    rows, last = [], 1
+    for number, row in _table(path):
+        last = _draw_of(row.get("draw", ""), f"row {number} of {path}", before=last)
+        rows.append((number, last, row))
+    if "row" not in rows[0][2] and any(draw < before for (_, before, _), (_, draw, _) in pairwise(rows)):
+        raise InputError(f"{path} has rows of a draw below those of a later one: keep the order of the file")
+    size, seen, placed = Counter(draw for _, draw, _ in rows), Counter[int](), []
+    for number, draw, row in rows:
+        seen[draw] += 1
+        at, of = seen[draw], size[draw]
+        if "row" in row:
+            found = re.fullmatch(r"\s*(\d{1,12}) of (\d{1,12})\s*", row["row"])
+            if not found or not 1 <= int(found[1]) <= int(found[2]):
+                raise InputError(
+                    f"row {number} of {path} has row {row['row']!r}, not one such as 3 of 20: leave it as it was"
+                )
+            at, of = int(found[1]), int(found[2])
+        placed.append((number, (draw, at, of), row))
+    return sorted(placed, key=lambda each: each[1])
+
+
+def _table(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Number in the file and columns of each row that is not blank, at least one.
 
     Reads what spreadsheets save: separated by commas, semicolons or tabs, with decimal commas beside the latter two.
     Raises InputError where the file is not what `write_labels` wrote, filled in.
@@ -311,37 +335,21 @@ def _in_order(path: Path) -> list[tuple[int, tuple[int, int, int], dict[str, str
     missing = [name for name in ("source", "window", "chance", "of_windows", "true_m2") if name not in columns]
     if missing:
         raise InputError(f"{path} has no column {', '.join(missing)}: keep those of {LABELS}")
-    rows, last = [], 1
+    rows = []
     for number, line in lines[1:]:
         if not any(value.strip() for value in line):
             continue  # what spreadsheets leave behind
-        where = f"row {number} of {path}"
         if any(line[len(columns) :]):
-            raise InputError(f"{where} has more values than columns: write decimals with a point, as in 12.5")
+            raise InputError(
+                f"row {number} of {path} has more values than columns: write decimals with a point, as in 12.5"
+            )
         row = dict(zip(columns, [*line, *[""] * (len(columns) - len(line))]))
         if mark != ",":
             row |= {name: row[name].replace(",", ".") for name in FIGURES if name in row}
-        last = _draw_of(row.get("draw", ""), where, before=last)
-        rows.append((number, last, row))
+        rows.append((number, row))
     if not rows:
         raise InputError(f"{path} has no row with true_m2: fill in the panel area, in m2, of the windows it names")
-    if "row" not in columns:
-        if any(draw < before for (_, before, _), (_, draw, _) in pairwise(rows)):
-            raise InputError(f"{path} has rows of a draw below those of a later one: keep the order of the file")
-        size, seen, placed = Counter(draw for _, draw, _ in rows), Counter[int](), []
-        for number, draw, row in rows:
-            seen[draw] += 1
-            placed.append((number, (draw, seen[draw], size[draw]), row))
-        return placed
-    placed = []
-    for number, draw, row in rows:
-        found = re.fullmatch(r"\s*(\d{1,12}) of (\d{1,12})\s*", row["row"])
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise InputError(
-                f"row {number} of {path} has row {row['row']!r}, not one such as 3 of 20: leave it as it was"
-            )
-        placed.append((number, (draw, int(found[1]), int(found[2])), row))
-    return sorted(placed, key=lambda each: each[1])
+    return rows
 
 
 def _draw_of(text: str, where: str, *, before: int) -> int:
